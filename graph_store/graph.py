@@ -1,0 +1,35 @@
+"""Knowledge graphs as values: what every part of the store and the trainer pass around.
+
+Enters: arrays. Leaves: the same arrays, checked. Invariants: edges are destination-sorted (target, then
+source), every end is a node of the one vocabulary, no edge is listed twice in a graph.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class GraphError(Exception):
+    """Graph input or a snapshot that cannot be used: what, where, what to do."""
+
+
+class KnowledgeGraph(NamedTuple):
+    """One knowledge graph over the snapshot's genes."""
+
+    name: str
+    edges_2E: NDArray[np.int32]
+    """(2, E) row 0 the source (regulator), row 1 the target; messages flow from source to target."""
+    weight_E: NDArray[np.float32]
+    """(E,) the source's own weight after filtering, 1 where the source gives none."""
+
+
+class Snapshot(NamedTuple):
+    """An immutable, materialised set of knowledge graphs, named by the hash of its inputs and recipe."""
+
+    id: str
+    genes: tuple[str, ...]
+    """(P,) node names, sorted; the node number is the position here."""
+    graphs: tuple[KnowledgeGraph, ...]
+    aliases: dict[str, str]
+    """Other unambiguous names of nodes -> node name, as the supplied gene table has them."""

@@ -1,0 +1,1 @@
+"""Cell store in, minibatches out."""

@@ -1,0 +1,1 @@
+"""Metrics on NumPy arrays, no input or output."""

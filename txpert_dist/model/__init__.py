@@ -1,0 +1,1 @@
+"""TxPert as plain torch modules."""

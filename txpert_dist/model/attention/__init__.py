@@ -1,0 +1,1 @@
+"""Graph-attention kernels behind one function."""

@@ -1,0 +1,1 @@
+"""One run: loop, engine, checkpoints, tracking."""
