@@ -1,0 +1,63 @@
+"""The two real screens of the integration tests and the science benchmark: how a user would ingest each."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+DATA = Path(os.environ.get("TXPERT_SHARED_DATA", "../shared/data"))
+STRING = DATA / "string-v12-dmfind" / "string_v12_ntm_edges.parquet"
+ALIASES = DATA / "gene-ids" / "hgnc_table.csv"
+
+
+class RealScreen(NamedTuple):
+    """A screen and the options of `txpert ingest` that read it."""
+
+    name: str
+    file: Path
+    ingest: tuple[str, ...]
+    cell_line: str
+
+
+PAPALEXI = RealScreen(
+    "Papalexi 2021 (THP-1, CRISPR knock-out)",
+    DATA / "real_papalexi2021.h5ad",
+    (
+        "--perturbation-key=target",
+        "--control-label=non-targeting",
+        "--batch-key=bio_rep",
+        "--cell-line=THP-1",
+        "--select-genes=0",
+    ),
+    "THP-1",
+)
+NORMAN = RealScreen(
+    "Norman 2019 (K562, CRISPRa, with doubles)",
+    DATA / "real_perturbseq.h5ad",
+    (
+        "--where=dataset=norman19",
+        "--perturbation-key=condition",
+        "--batch-key=gem_group",
+        "--cell-line=K562",
+        "--library-size-key=libsize_recovered",
+        "--select-genes=0",
+    ),
+    "K562",
+)
+
+
+def missing(screen: RealScreen) -> list[str]:
+    """Files that the screen's journey needs and that are not there."""
+    return [path.name for path in (screen.file, STRING, ALIASES) if not path.exists()]
+
+
+def write_recipe(folder: Path) -> Path:
+    """graphs.yaml with STRING v12 and the gene-name table."""
+    file = folder / "graphs.yaml"
+    recipe = {
+        "aliases": {"path": str(ALIASES.absolute())},
+        "graphs": [{"name": "string", "source": {"kind": "edges", "path": str(STRING.absolute())}}],
+    }
+    file.write_text(yaml.safe_dump(recipe))
+    return file

@@ -1,0 +1,104 @@
+"""The configuration tree: what it resolves to, and how it refuses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from txpert_dist.config import Config, dump, flatten, load
+from txpert_dist.errors import ConfigError
+
+MINIMAL = {"data": {"store": "screen.zarr"}, "graph": {"location": "graphs"}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def test_file_then_override_wins(file: Path) -> None:
+    file.write_text(yaml.safe_dump({**MINIMAL, "train": {"epochs": 7, "minibatch_size": 32}}))
+    config = load(file, ["train.epochs=3", "model.perturbation.heads=4", "optimiser.learning_rate=1e-4"])
+    assert config.train.epochs == 3
+    assert config.train.minibatch_size == 32
+    assert config.model.perturbation.heads == 4
+    assert config.optimiser.learning_rate == 1e-4
+
+
+@given(
+    epochs=st.integers(1, 10_000),
+    dropout=st.floats(0, 0.99),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    basal=st.sampled_from(["mlp", "identity"]),
+)
+def test_resolved_configuration_loads_to_itself(
+    tmp_path_factory: pytest.TempPathFactory, epochs: int, dropout: float, name: str, basal: str
+) -> None:
+    tree = {
+        **MINIMAL,
+        "name": name,
+        "train": {"epochs": epochs},
+        "model": {"dropout": dropout, "basal": {"kind": basal}},
+    }
+    config = Config.model_validate(tree)
+    path = tmp_path_factory.mktemp("config") / "run.yaml"
+    path.write_text(dump(config))
+    assert load(path) == config
+
+
+def test_flatten_has_every_leaf_once(file: Path) -> None:
+    leaves = flatten(load(file))
+    assert leaves["model.perturbation.heads"] == "2"
+    assert leaves["data.store"] == "screen.zarr"
+    assert not any(value.startswith("{") for value in leaves.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.minbatch_size=64"], ["train.minbatch_size", "did you mean train.minibatch_size?"]),
+        (["train.epochs=-1"], ["train.epochs", "-1"]),
+        (["model.perturbation.kind=gin"], ["model.perturbation", "gin"]),
+        (["model.basal.kind=vea"], ["model.basal", "vea"]),
+        (["cluster.num_workers=3"], ["minibatch_size=64", "num_workers=3"]),
+        (["train.epochs"], ["'train.epochs'", "section.key=value"]),
+        (["train.epochs=[1"], ["train.epochs", "not YAML"]),
+        (["name=../x"], ["name", "../x"]),
+        (["model.basal={kind: mlp, hiden: 3}"], ["hiden", "no such key"]),
+    ],
+)
+def test_bad_override_is_one_line_that_names_the_key(
+    file: Path, overrides: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load(file, overrides)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for fragment in expected:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: {store: s}\n", "graph: is needed"),
+        ("- 1\n", "must hold sections"),
+        ("data: {store: [\n", "line"),
+        ("", "data: is needed"),
+    ],
+)
+def test_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml") as refusal:
+        load(path)
+    assert expected in str(refusal.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such file"):
+        load(tmp_path / "nowhere.yaml")

@@ -1,0 +1,81 @@
+"""The `txpert` command: every verb, and how failures end.
+
+Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 1 anything else.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graph_store.graph import GraphError
+from txpert_dist import __version__
+from txpert_dist.cli import data, doctor, graph, run, serving
+from txpert_dist.cli.screen import console, print_error
+from txpert_dist.config import dump, load
+from txpert_dist.errors import TrainingError, TxPertError
+
+app = typer.Typer(
+    name="txpert",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Predict how gene perturbations change single-cell expression: train, evaluate and serve TxPert.
+
+The journey, one verb each: **ingest** a Perturb-seq h5ad into a cell store, **graph build** knowledge graphs into
+a snapshot, **train** from a run configuration, **evaluate** beside baselines and reproducibility, **register**
+the model in MLflow, **predict** perturbations nobody measured. No data at hand? Start with **simulate**.""",
+)
+app.command()(data.simulate)
+app.command()(data.ingest)
+app.add_typer(data.store, name="store")
+app.add_typer(graph.graph, name="graph")
+app.command()(run.train)
+app.command()(run.evaluate)
+app.command()(serving.register)
+app.command()(serving.predict)
+app.command()(doctor.doctor)
+
+
+@app.command()
+def config(
+    file: Annotated[Path, typer.Argument(help="Run configuration (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="`section.key=value`, as for train.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the resolved configuration: defaults, file and overrides together. Starts nothing."""
+    typer.echo(dump(load(file, overrides or [])), nl=False)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"txpert-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `txpert` command."""
+    try:
+        app()
+    except TrainingError as error:
+        print_error(str(error))
+        sys.exit(1)
+    except (TxPertError, GraphError) as error:
+        print_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
+        sys.exit(130)
