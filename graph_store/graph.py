@@ -33,3 +33,18 @@ class Snapshot(NamedTuple):
     graphs: tuple[KnowledgeGraph, ...]
     aliases: dict[str, str]
     """Other unambiguous names of nodes -> node name, as the supplied gene table has them."""
+
+
+def check_graph(graph: KnowledgeGraph, num_genes: int) -> None:
+    """Raise ``GraphError`` unless the graph keeps this module's invariants (and has no self loop)."""
+    source, target = graph.edges_2E.astype(np.int64)
+    if len(graph.weight_E) != len(source):
+        raise GraphError(f"graph {graph.name}: {len(source)} edges but {len(graph.weight_E)} weights")
+    if len(source) and not (0 <= graph.edges_2E.min() and graph.edges_2E.max() < num_genes):
+        raise GraphError(f"graph {graph.name}: an edge ends outside the {num_genes} genes")
+    if (np.diff(target * num_genes + source) <= 0).any():
+        raise GraphError(f"graph {graph.name}: edges are repeated or not sorted by target, then source")
+    if (source == target).any():
+        raise GraphError(f"graph {graph.name}: holds a self loop")
+    if not np.isfinite(graph.weight_E).all():
+        raise GraphError(f"graph {graph.name}: holds a weight that is not finite")

@@ -1,4 +1,4 @@
-"""The journey of a user as the benchmarks drive it: the `txpert` command in its own process, reports read back."""
+"""The journey of a user as the benchmarks drive it: the `txpert` command in its own process."""
 
 import json
 import subprocess

@@ -1,5 +1,5 @@
-"""Does the graph help? On a SIMULATED screen whose response follows a hidden network, the model must be ahead of
-the general baseline on perturbations it never saw, and that lead must go away when the graph's edges are rewired.
+"""Does the graph help? On a SIMULATED screen whose response follows a hidden network, the model must be ahead
+of the general baseline on perturbations it never saw, and that lead must go away with rewired graphs.
 
     python -m tests.benchmarks.science_simulated [--quick] [--json FILE]
 
@@ -39,14 +39,19 @@ def run_seed(folder: Path, seed: int, overrides: tuple[str, ...]) -> dict[str, f
     result: dict[str, float] = {}
     for label, recipe in (("graphs", screen / "graphs.yaml"), ("rewired", rewired(screen / "graphs.yaml"))):
         txpert("graph", "build", recipe, "--out", folder / label)
-        paths = (f"output={folder}", f"name={label}-run", f"data.store={store}", f"graph.location={folder / label}")
-        seconds = txpert("train", CONFIG, *paths, f"seed={seed}", *overrides)
+        paths = (f"output={folder}", f"data.store={store}", f"graph.location={folder / label}")
+        seconds = txpert("train", CONFIG, *paths, f"name={label}-run", f"seed={seed}", *overrides)
         report = folder / f"report-{label}"
         txpert("evaluate", folder / f"{label}-run", "--report", report)
         found = scores(report)
         result |= {label: found["model"], f"{label} train seconds": seconds}
         result |= {name: value for name, value in found.items() if name != "model"}
     return result
+
+
+def line(result: dict[str, float]) -> str:
+    """One line of figures."""
+    return ", ".join(f"{key} {value:.3f}" for key, value in result.items())
 
 
 def main() -> None:
@@ -60,16 +65,15 @@ def main() -> None:
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             results.append(run_seed(Path(folder), seed, overrides))
-        print(f"seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in results[-1].items()), flush=True)
+        print(f"seed {seed}: {line(results[-1])}", flush=True)
     average = {key: mean(result[key] for result in results) for key in results[0]}
-    print("mean:   " + ", ".join(f"{key} {value:.3f}" for key, value in average.items()))
+    print(f"mean:   {line(average)}")
     print(f"lead over the general baseline: {average['graphs'] - average['general']:+.3f} with the graphs, ")
     print(f"                                {average['rewired'] - average['general']:+.3f} with rewired graphs")
     if options.json:
-        general = average["general"]
         cases = [
-            Case("test Pearson delta, model with graphs", average["graphs"], "", "general baseline", general),
-            Case("test Pearson delta, model with rewired graphs", average["rewired"], "", "general baseline", general),
+            Case(f"test Pearson delta, model with {label}", average[key], "", "general", average["general"])
+            for key, label in (("graphs", "the graphs"), ("rewired", "rewired graphs"))
         ]
         write(options.json, cases, seeds=list(seeds), sizes=list(SIZES), simulated=True, per_seed=results)
 

@@ -100,5 +100,5 @@ def test_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml: no such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
         load(tmp_path / "nowhere.yaml")

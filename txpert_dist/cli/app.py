@@ -25,9 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Predict how gene perturbations change single-cell expression: train, evaluate and serve TxPert.
 
-The journey, one verb each: **ingest** a Perturb-seq h5ad into a cell store, **graph build** knowledge graphs into
-a snapshot, **train** from a run configuration, **evaluate** beside baselines and reproducibility, **register**
-the model in MLflow, **predict** perturbations nobody measured. No data at hand? Start with **simulate**.""",
+The journey, one verb each: **ingest** a Perturb-seq h5ad into a cell store, **graph build** knowledge graphs
+into a snapshot, **train** from a run configuration, **evaluate** beside baselines and reproducibility,
+**register** the model in MLflow, **predict** perturbations nobody measured. No data yet? **simulate**.""",
 )
 app.command()(data.simulate)
 app.command()(data.ingest)

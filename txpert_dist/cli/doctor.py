@@ -4,7 +4,6 @@ import importlib
 import platform
 import shutil
 import socket
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -47,10 +46,8 @@ def doctor(
 
 
 def _python() -> Finding:
-    remedy = "" if sys.version_info >= (3, 11) else "needed: Python 3.11 or newer"
-    return Finding(
-        "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", remedy
-    )
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("Python", found, "")
 
 
 def _package(name: str) -> Finding:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from txpert_dist.cli.screen import console, output, progress, table
+from txpert_dist.cli.screen import console, output, progress, say, table
 from txpert_dist.config import load
 
 
@@ -18,8 +18,8 @@ def train(
 ) -> None:
     """Train on Ray workers with DeepSpeed, on this machine or on the cluster at RAY_ADDRESS.
 
-    Everything is recorded in MLflow. The same command again goes on where an interrupted run stopped, and does
-    nothing when the run is complete.
+    Everything is recorded in MLflow. The same command again goes on where an interrupted run stopped, and
+    does nothing when the run is complete.
 
         txpert train run.yaml train.epochs=40 cluster.num_workers=2
     """
@@ -36,4 +36,8 @@ def train(
         ["MLflow run", done.run_id],
     ]
     output.print(table(f"run {config.name}", ["result", ""], rows))
-    output.print(f"next: txpert evaluate {config.run_folder}")
+    say(f"next: txpert evaluate {config.run_folder}")
+
+
+def evaluate() -> None:
+    """x"""

@@ -16,14 +16,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
+PLAIN_WIDTH = 132
+"""Columns of tables when the output is no terminal, so that a log does not cut them."""
+
 console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+output = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 PLAIN_INTERVAL_S = 5.0
 """Without a terminal: seconds between two lines of the same stage."""
 
 ProgressCallback = Callable[[str, int, int], None]
 """(what, done, total): a stage's name and how far it is."""
+
+
+def say(text: str) -> None:
+    """One line of result on stdout, never wrapped."""
+    output.print(text, soft_wrap=True)
 
 
 def print_error(message: str) -> None:

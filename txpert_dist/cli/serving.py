@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from txpert_dist.cli.screen import output, progress, table
+from txpert_dist.cli.screen import output, progress, say, table
 from txpert_dist.errors import InputError
 
 
@@ -45,12 +45,12 @@ def register(
 
     done = put(run, report=report or run / "report", name=name, alias=alias, force=force)
     state = "registered" if done.new else "was registered before"
-    output.print(f"models:/{done.name}/{done.version} {state}: {done.reason}")
+    say(f"models:/{done.name}/{done.version} {state}: {done.reason}")
     if alias and not done.alias:
-        output.print(f"alias {alias} was not moved: a baseline is as good; --force moves it all the same")
+        say(f"alias {alias} was not moved: a baseline is as good; --force moves it all the same")
         raise typer.Exit(2)
     if done.alias:
-        output.print(f"models:/{done.name}@{done.alias} is this version")
+        say(f"models:/{done.name}@{done.alias} is this version")
 
 
 def predict(
@@ -79,7 +79,8 @@ def predict(
     Writes one predicted row per perturbation and batch, and the control cells, on the scale
     log1p(4000 x count / library size): scanpy opens the file and cell-eval takes it as it is.
 
-        txpert predict models:/txpert@champion --store screen.zarr --perturbations "JAK2,STAT1+IRF1" --out predicted.h5ad
+        txpert predict models:/txpert@champion --store screen.zarr --perturbations "JAK2,STAT1+IRF1"
+            --out predicted.h5ad
     """
     from txpert_dist.serve.predict import predict_for_store
     from txpert_dist.serve.registry import open_model

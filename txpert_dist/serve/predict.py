@@ -1,8 +1,8 @@
-"""Predictions for named perturbations: from control profiles, or for the controls of a cell store into an h5ad.
+"""Predictions for named perturbations: from control profiles, or from a cell store's controls into an h5ad.
 
 Enters: a ready model, control expression or a cell store, perturbation names. Leaves: expression
-log1p(4000 x count / library size) in the model's gene order. Invariant of the file: values float32, finite and
->= 0, control cells included, so that scanpy and cell-eval take it as it is.
+log1p(4000 x count / library size) in the model's gene order. Invariant of the file: values float32, finite
+and >= 0, control cells included, so that scanpy and cell-eval take it as it is.
 """
 
 import os
@@ -44,14 +44,14 @@ def predict_profiles(
 ) -> NDArray[np.float32]:
     """Predicted expression (R, G) of each control profile under the perturbation named beside it.
 
-    ``names``: "control", a gene of the graph, or genes joined by "+". Raises ``InputError`` for a gene that the
-    model's graph does not have (with close matches) or profiles of another number of genes.
+    ``names``: "control", a gene of the graph, or genes joined by "+". Raises ``InputError`` for a gene that
+    the model's graph does not have (with close matches) or profiles of another number of genes.
     """
     genes = model.loaded.genes
     if control_RG.ndim != 2 or control_RG.shape[1] != len(genes):
         raise InputError(
-            f"control profiles: shape {control_RG.shape}, but the model has {len(genes)} genes; give one value for "
-            f"each of the model's genes, in its order ({genes[0]}, {genes[1]}, ...)"
+            f"control profiles: shape {control_RG.shape}, but the model has {len(genes)} genes; give one value "
+            f"for each of the model's genes, in its order ({genes[0]}, {genes[1]}, ...)"
         )
     nodes_RM = node_numbers(model.loaded.vocabulary, names)
     predicted_RG = np.empty_like(control_RG, dtype=np.float32)
@@ -93,8 +93,9 @@ def predict_for_store(
 ) -> PredictionSummary:
     """Predict each perturbation for every batch of a cell line and write an h5ad with the control cells.
 
-    One predicted row per (perturbation, batch), from the batch's mean control as in training, with ``predicted``
-    True in obs; the batches' control cells follow. Raises ``InputError`` for an unknown cell line, batch or gene.
+    One predicted row per (perturbation, batch), from the batch's mean control as in training, with
+    ``predicted`` True in obs; the batches' control cells follow. Raises ``InputError`` for an unknown cell
+    line, batch or gene.
     """
     contexts = _contexts(store, cell_line, batches)
     genes = genes_in_store(model, store)

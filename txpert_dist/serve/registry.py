@@ -1,8 +1,9 @@
 """The MLflow model registry: put a run's best model in, promote it when it earned it, get it out again.
 
-Enters: a run folder with an evaluation report. Leaves: a registered version that carries weights (safetensors),
-knowledge graphs, gene list, vocabulary, report and this package's own code. Invariant: an alias is only moved to
-a version that loaded and predicted in a fresh process and whose report beats the baselines, unless forced.
+Enters: a run folder with an evaluation report. Leaves: a registered version that carries weights
+(safetensors), knowledge graphs, gene list, vocabulary, report and this package's own code. Invariant: an alias
+is only moved to a version that loaded and predicted in a fresh process and whose report beats the baselines,
+unless forced.
 """
 
 import json
@@ -61,8 +62,8 @@ def register(
 ) -> RegisteredVersion:
     """Register the best checkpoint of a run together with its evaluation report.
 
-    ``alias`` moves to the new version only when its mean Pearson delta is above every baseline's in the report, or
-    when ``force`` is set. Registering the same checkpoint again returns the version that is there.
+    ``alias`` moves to the new version only when its mean Pearson delta is above every baseline's in the
+    report, or when ``force`` is set. Registering the same checkpoint again returns the version that is there.
     Raises ``CheckpointError`` when the run, its report or the tracking server cannot be used.
     """
     record = read_run_record(run_folder)

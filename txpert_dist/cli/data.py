@@ -1,0 +1,181 @@
+"""Verbs about cells: simulate, ingest, store info, store verify."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+
+from txpert_dist.cli.screen import console, output, progress, say, table
+
+store = typer.Typer(no_args_is_help=True, help="Look into a cell store, check it.")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+
+
+def simulate(
+    out: Annotated[
+        Path, typer.Argument(help="h5ad to write; graphs and truth go beside it.", show_default=False)
+    ],
+    cells: Annotated[int, typer.Option(help="Cells, controls included.")] = 20_000,
+    genes: Annotated[int, typer.Option(help="Measured genes.")] = 2_000,
+    perturbations: Annotated[int, typer.Option(help="Genes perturbed one at a time.")] = 100,
+    doubles: Annotated[int, typer.Option(help="Pairs of them perturbed together.")] = 0,
+    cell_lines: Annotated[int, typer.Option(help="Cell lines.")] = 2,
+    batches: Annotated[int, typer.Option(help="Experimental batches of each cell line.")] = 4,
+    control_fraction: Annotated[float, typer.Option(help="Share of non-targeting cells.")] = 0.1,
+    guide_efficiency: Annotated[float, typer.Option(help="Share of cells fully perturbed.")] = 0.85,
+    graph_missing: Annotated[float, typer.Option(help="Share of true edges the graphs lack.")] = 0.3,
+    graph_false: Annotated[float, typer.Option(help="Share of the graphs' edges that are false.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Same arguments, same bytes.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a screen with known truth, of any size, in bounded memory.
+
+    Perturbation effects spread over a hidden gene network; two noisy, partial views of it are written as
+    knowledge-graph files with a ready graphs.yaml, and the noise-free truth as truth.npz.
+
+        txpert simulate demo/screen.h5ad --cells 20000 --genes 1000 --seed 1
+    """
+    from txpert_dist.simulate.config import SimulateConfig
+    from txpert_dist.simulate.run import simulate as run
+
+    config = SimulateConfig(
+        cells=cells,
+        genes=genes,
+        perturbations=perturbations,
+        doubles=doubles,
+        cell_lines=cell_lines,
+        batches=batches,
+        control_fraction=control_fraction,
+        guide_efficiency=guide_efficiency,
+        graph_missing=graph_missing,
+        graph_false=graph_false,
+        seed=seed,
+    )
+    with progress() as show:
+        done = run(config, out=out, overwrite=overwrite, progress=show)
+    rows = [
+        ["cells x genes", f"{done.cells:,} x {done.genes:,}"],
+        ["perturbations", f"{done.perturbations:,}"],
+        ["median counts of a cell", f"{done.median_counts:,.0f}"],
+        ["entries above 0", f"{done.nonzeros / (done.cells * done.genes):.1%}"],
+        ["knowledge-graph edges, gene sets", f"{done.interactions:,}, {done.gene_sets:,}"],
+        ["truth", str(done.truth)],
+        ["recipe of the graphs", str(done.graphs)],
+    ]
+    output.print(table(f"simulated: {done.screen}", ["what", ""], rows))
+
+
+def ingest(
+    sources: Annotated[
+        list[Path], typer.Argument(help="h5ad files; one per cell line, say.", show_default=False)
+    ],
+    store: Annotated[Path, typer.Option(help="Cell store to write.", show_default=False)],
+    preset: Annotated[
+        Literal["gears", "replogle", "scperturb"] | None,
+        typer.Option(
+            help="Column names of a family of files; each key can still be given.", show_default=False
+        ),
+    ] = None,
+    perturbation_key: Annotated[str | None, typer.Option(help="obs column of perturbations.")] = None,
+    control_label: Annotated[
+        str | None, typer.Option(help="Label of control cells; usual spellings are recognised.")
+    ] = None,
+    batch_key: Annotated[str | None, typer.Option(help="obs column of the experimental batch.")] = None,
+    cell_line_key: Annotated[str | None, typer.Option(help="obs column of the cell line.")] = None,
+    cell_line: Annotated[str | None, typer.Option(help="The cell line, when no column has it.")] = None,
+    gene_name_key: Annotated[str | None, typer.Option(help="var column of gene symbols.")] = None,
+    library_size_key: Annotated[
+        str | None, typer.Option(help="obs column of total counts, when the file lacks genes.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Where the counts are: X, raw or a layer's name.")] = "X",
+    input_scale: Annotated[
+        Literal["counts", "log1p"], typer.Option(help="log1p: the file holds only log-normalised values.")
+    ] = "counts",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only cells with column=value (repeatable).")
+    ] = None,
+    separator: Annotated[str | None, typer.Option(help="Between genes of one label, besides +.")] = None,
+    genes_join: Annotated[
+        Literal["intersection", "union"], typer.Option(help="Genes of several files.")
+    ] = "intersection",
+    select_genes: Annotated[int, typer.Option(help="Highly variable genes to train on; 0: all.")] = 5000,
+    select_on: Annotated[
+        Literal["train", "all"], typer.Option(help="Cells that decide which genes vary.")
+    ] = "train",
+    split_seed: Annotated[int, typer.Option(help="Decides train, validation and test.")] = 0,
+    min_cells: Annotated[int, typer.Option(help="Leave out perturbations with fewer cells.")] = 1,
+    empty_cells: Annotated[
+        Literal["refuse", "drop"], typer.Option(help="What to do with cells without any count.")
+    ] = "refuse",
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn Perturb-seq h5ad files into a cell store: counts, control index, splits, selected genes.
+
+    Streams the files in bounded memory. Labels are canonicalised (A+ctrl = ctrl+A = A, A+B = B+A) and what
+    became what is shown. The store opens in anndata: anndata.read_zarr("screen.zarr").
+
+        txpert ingest norman.h5ad --store norman.zarr --preset gears --batch-key gem_group
+    """
+    from txpert_dist.ingest.config import IngestConfig
+    from txpert_dist.ingest.run import ingest as run
+
+    config = IngestConfig(
+        sources=tuple(sources),
+        store=store,
+        preset=preset,
+        perturbation_key=perturbation_key,
+        control_label=control_label,
+        batch_key=batch_key,
+        cell_line_key=cell_line_key,
+        cell_line=cell_line,
+        gene_name_key=gene_name_key,
+        library_size_key=library_size_key,
+        layer=layer,
+        input_scale=input_scale,
+        where=tuple(where or ()),
+        separator=separator,
+        genes_join=genes_join,
+        select_genes=select_genes,
+        select_on=select_on,
+        split_seed=split_seed,
+        min_cells=min_cells,
+        empty_cells=empty_cells,
+        overwrite=overwrite,
+    )
+    with progress() as show:
+        summary = run(config, progress=show)
+    console.print(summary)
+
+
+@store.command()
+def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=False)]) -> None:
+    """Show what a cell store holds: cells, genes, cell lines, batches, perturbations by split."""
+    from txpert_dist.store.cells import open_store
+    from txpert_dist.store.splits import SPLITS
+
+    cells = open_store(path)
+    is_control = cells.perturbation == 0
+    per_split = np.bincount(cells.split[1:], minlength=len(SPLITS))
+    rows = [
+        ["cells", f"{cells.num_cells:,}, of which {is_control.sum():,} controls"],
+        ["genes", f"{len(cells.genes):,}, of which {len(cells.selected):,} selected for training"],
+        ["cell lines", ", ".join(sorted({context.cell_line for context in cells.contexts}))],
+        ["batches", f"{len(cells.contexts):,}"],
+        ["batches that borrow the line's controls", f"{cells.controls.fallback.sum():,}"],
+        ["perturbations", f"{len(cells.perturbations) - 1:,}"],
+        *[[f"  {name}", f"{number:,}"] for name, number in zip(SPLITS, per_split, strict=True)],
+        ["scale", cells.input_scale],
+        ["manifest", cells.manifest_hash],
+    ]
+    output.print(table(str(path), ["cell store", ""], rows))
+
+
+@store.command()
+def verify(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=False)]) -> None:
+    """Read every file of a cell store and compare it with the manifest. Exits with 2 at the first damage."""
+    from txpert_dist.store.cells import verify as run
+
+    run(path)
+    say(f"{path}: every file is as it was written")
