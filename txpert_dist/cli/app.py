@@ -5,9 +5,10 @@ Exit codes: 0 success; 2 something the user can mend, said in one line on stderr
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from graph_store.graph import GraphError
 from txpert_dist import __version__
@@ -66,6 +67,13 @@ def _root(
     pass
 
 
+def _explain(entry: dict[str, Any]) -> str:
+    """An option whose value the configuration of its verb refused."""
+    option = "--" + "-".join(str(part) for part in entry["loc"][:1]).replace("_", "-")
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return f"{option}: {message} (got {entry['input']!r})" if entry["loc"] else message
+
+
 def main() -> None:
     """Entry point of the `txpert` command."""
     try:
@@ -75,6 +83,9 @@ def main() -> None:
         sys.exit(1)
     except (TxPertError, GraphError) as error:
         print_error(str(error))
+        sys.exit(2)
+    except ValidationError as error:
+        print_error("; ".join(_explain(dict(entry)) for entry in error.errors()))
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from the last checkpoint", style="yellow")

@@ -1,14 +1,20 @@
 """Verbs about cells: simulate, ingest, store info, store verify."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 
-from txpert_dist.cli.screen import console, output, progress, say, table
+from txpert_dist.cli.screen import output, progress, say, table
+
+if TYPE_CHECKING:
+    from txpert_dist.ingest.summary import IngestSummary
 
 store = typer.Typer(no_args_is_help=True, help="Look into a cell store, check it.")
+
+LABELS_SHOWN = 40
+"""Longer label tables show only what changed its name, and at most this many rows."""
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 
@@ -146,7 +152,40 @@ def ingest(
     )
     with progress() as show:
         summary = run(config, progress=show)
-    console.print(summary)
+    _show(summary)
+
+
+def _show(summary: "IngestSummary") -> None:
+    splits = [
+        [f"  {name}", f"{summary.perturbations_per_split[name]:,} perturbations, {cells:,} cells"]
+        for name, cells in summary.cells_per_split.items()
+    ]
+    rows = [
+        ["cells", f"{summary.num_cells:,}, of which {summary.num_control_cells:,} controls"],
+        ["genes", f"{summary.num_genes:,}, of which {summary.num_selected_genes:,} selected for training"],
+        ["cell lines", ", ".join(summary.cell_lines)],
+        ["batches", f"{summary.num_contexts:,}"],
+        ["perturbations", f"{summary.num_perturbations:,}"],
+        *splits,
+        ["batches that borrow the line's controls", f"{len(summary.fallback_contexts):,}"],
+        ["cells in them", f"{summary.fallback_cells:,}"],
+        ["cells left out", f"{summary.dropped_cells:,}"],
+        ["perturbations left out", f"{summary.dropped_perturbations:,}"],
+        ["perturbations of a single cell", f"{summary.single_cell_perturbations:,}"],
+    ]
+    state = "written" if summary.created else "was there already, made from the same inputs"
+    labels = [[row.label, row.perturbation, f"{row.num_cells:,}"] for row in summary.labels]
+    shown = labels if len(labels) <= LABELS_SHOWN else [row for row in labels if row[0] != row[1]]
+    if shown:
+        output.print(table("labels", ["in the file", "perturbation", "cells"], shown[:LABELS_SHOWN]))
+    if len(labels) > len(shown[:LABELS_SHOWN]):
+        changed = sum(row[0] != row[1] for row in labels)
+        say(f"{len(labels):,} labels, {changed:,} of them spelled anew; the store's uns has the whole table")
+    output.print(table(f"{summary.store} {state}", ["cell store", ""], rows))
+    for row in summary.filters:
+        say(f"note: {row.filter} keeps {row.kept:,} cells and leaves out {row.dropped:,}")
+    for note in summary.notes:
+        say(f"note: {note}")
 
 
 @store.command()

@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 def doctor(
     folder: Annotated[Path, typer.Option(help="Folder that runs will be written to.")] = Path("runs"),
 ) -> None:
-    """Check this machine: versions, GPU, memory and disk, ports. Exits with 2 when training cannot work here."""
+    """Check this machine: versions, GPU, disk, ports. Exits with 2 when training cannot work here."""
     findings = [_python(), *map(_package, PACKAGES), _gpu(), _disk(folder), _loopback()]
     rows = [[finding.what, finding.found, finding.remedy or "ok"] for finding in findings]
     output.print(table("This machine", ["part", "found", "to do"], rows))

@@ -1,12 +1,18 @@
 """Verbs of one run: train, evaluate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from txpert_dist.cli.screen import console, output, progress, say, table
+from txpert_dist.cli.serving import TrackingUri, default_tracking_uri
 from txpert_dist.config import load
+from txpert_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from txpert_dist.evaluate.report import Report
+    from txpert_dist.serve.registered import Registered
 
 
 def train(
@@ -39,5 +45,98 @@ def train(
     say(f"next: txpert evaluate {config.run_folder}")
 
 
-def evaluate() -> None:
-    """x"""
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Run folder, checkpoint folder or models:/NAME@ALIAS.", show_default=False)
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="Cell store; the run's own when left out.", show_default=False)
+    ] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Perturbations to score.")
+    ] = "test",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; RUN/report for a run's folder when left out.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws halves and fast-retrieval references.")] = 0,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score a model beside baselines and the screen's own reproducibility: same cells, same code.
+
+    Writes report.md, report.json, per_perturbation.parquet and figures. For a run's folder the report is
+    added to the MLflow run, and `txpert register` asks for it.
+
+        txpert evaluate runs/k562
+        txpert evaluate models:/txpert@champion --store other.zarr --report report
+    """
+    from txpert_dist.evaluate.report import write_report
+    from txpert_dist.store.cells import open_store
+
+    folder = Path(model)
+    out = report or folder / "report"
+    if report is None and model.startswith("models:/"):
+        raise InputError(f"{model}: say where the report goes: --report FOLDER")
+    ready = _open(model, tracking_uri)
+    cells = open_store(store or ready.loaded.config.data.store)
+    if cells.split_hash != ready.loaded.state.split_hash:
+        console.print(
+            f"warning: {cells.path} has another split than the model was trained on; perturbations of its "
+            f"{split} split may have been seen in training",
+            style="yellow",
+            soft_wrap=True,
+        )
+    result = _score(ready, cells.path, split, seed, model)
+    write_report(result, out)
+    _log(folder, out)
+    _show(result)
+    say(f"report: {out / 'report.md'}")
+
+
+def _open(model: str, tracking_uri: str | None) -> "Registered":
+    from txpert_dist.serve.registered import open_checkpoint
+    from txpert_dist.serve.registry import open_model
+
+    if model.startswith("models:/"):
+        return open_model(model, tracking_uri=tracking_uri or default_tracking_uri())
+    return open_checkpoint(Path(model))
+
+
+def _score(ready: "Registered", path: Path, split: str, seed: int, name: str) -> "Report":
+    from txpert_dist.evaluate.predict import model_predictor
+    from txpert_dist.evaluate.report import Origin
+    from txpert_dist.evaluate.run import evaluate as run
+    from txpert_dist.model.vocabulary import node_numbers
+    from txpert_dist.serve.predict import genes_in_store
+    from txpert_dist.store.cells import open_store
+
+    cells, loaded = open_store(path), ready.loaded
+    genes = genes_in_store(loaded, cells)
+    nodes_QM = node_numbers(loaded.vocabulary, cells.perturbations)
+    predictor = model_predictor(loaded.model, nodes_QM, cells.control_mean_CG[:, genes])
+    origin = Origin(run=name, model_hash=loaded.state.model_hash, snapshot_id=loaded.snapshot.id)
+    with progress() as show:
+        return run(cells, [predictor], split=split, genes=genes, seed=seed, origin=origin, progress=show)
+
+
+def _log(folder: Path, report: Path) -> None:
+    from txpert_dist.train.tracking import RECORD, describe_run, read_run_record
+
+    if (folder / RECORD).exists():
+        record = read_run_record(folder)
+        describe_run(record, status=record.status, artefact=report)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _show(report: "Report") -> None:
+    rows = [*report.predictors, *report.reproducibility]
+    metrics = list(rows[0].metrics)
+    numbers = [[row.name, *(_number(row.metrics[metric].mean) for metric in metrics)] for row in rows]
+    counts = report.counts
+    title = f"{report.provenance.split} split: {counts.perturbations:,} perturbations, {counts.cells:,} cells"
+    output.print(table(title, ["", *metrics], numbers))

@@ -22,6 +22,7 @@ from txpert_dist.model.vocabulary import node_numbers
 from txpert_dist.serve.registered import Registered
 from txpert_dist.store.cells import CellStore
 from txpert_dist.store.expression import gene_view, log1p_normalise, select_genes
+from txpert_dist.train.checkpoint import LoadedModel
 
 PROFILES_AT_ONCE = 1024
 """Rows that go through the decoder together: bounds memory at about 100 MB for 20,000 genes."""
@@ -50,8 +51,8 @@ def predict_profiles(
     genes = model.loaded.genes
     if control_RG.ndim != 2 or control_RG.shape[1] != len(genes):
         raise InputError(
-            f"control profiles: shape {control_RG.shape}, but the model has {len(genes)} genes; give one value "
-            f"for each of the model's genes, in its order ({genes[0]}, {genes[1]}, ...)"
+            f"control profiles: shape {control_RG.shape}, but the model has {len(genes)} genes; give one "
+            f"value for each of the model's genes, in its order ({genes[0]}, {genes[1]}, ...)"
         )
     nodes_RM = node_numbers(model.loaded.vocabulary, names)
     predicted_RG = np.empty_like(control_RG, dtype=np.float32)
@@ -66,19 +67,19 @@ def predict_profiles(
     return predicted_RG
 
 
-def genes_in_store(model: Registered, store: CellStore) -> NDArray[np.int64]:
+def genes_in_store(loaded: LoadedModel, store: CellStore) -> NDArray[np.int64]:
     """Gene numbers of the store in the model's order.
 
     Raises ``CheckpointError`` naming the model's genes that the store lacks.
     """
     number = {gene: i for i, gene in enumerate(store.genes)}
-    missing = [gene for gene in model.loaded.genes if gene not in number]
+    missing = [gene for gene in loaded.genes if gene not in number]
     if missing:
         raise CheckpointError(
-            f"{store.path}: lacks {len(missing)} of the model's {len(model.loaded.genes)} genes "
-            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); ingest a screen that measures them"
+            f"{store.path}: lacks {len(missing)} of the model's {len(loaded.genes)} genes "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); ingest a screen that has them"
         )
-    return np.array([number[gene] for gene in model.loaded.genes], dtype=np.int64)
+    return np.array([number[gene] for gene in loaded.genes], dtype=np.int64)
 
 
 def predict_for_store(
@@ -98,7 +99,7 @@ def predict_for_store(
     line, batch or gene.
     """
     contexts = _contexts(store, cell_line, batches)
-    genes = genes_in_store(model, store)
+    genes = genes_in_store(model.loaded, store)
     names = [name for name in perturbations for _ in contexts]
     control_RG = np.tile(store.control_mean_CG[np.ix_(contexts, genes)], (len(perturbations), 1))
     progress("predict", 0, len(names))

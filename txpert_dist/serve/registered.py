@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from txpert_dist.train.checkpoint import LoadedModel, load_model
+from txpert_dist.train.checkpoint import LoadedModel, best_checkpoint, load_model
 
 CHECKPOINT = "checkpoint"
 SNAPSHOTS = "snapshots"
@@ -38,3 +38,12 @@ def ready(loaded: LoadedModel) -> Registered:
     loaded.model.eval()
     with torch.inference_mode():
         return Registered(loaded, loaded.model.perturbation_embeddings())
+
+
+def open_checkpoint(folder: Path) -> Registered:
+    """Open a run's best checkpoint, or the one checkpoint in ``folder``.
+
+    Raises ``CheckpointError`` or ``GraphError`` naming a missing or damaged file.
+    """
+    chosen = best_checkpoint(folder) if (folder / "checkpoints").is_dir() else folder
+    return ready(load_model(chosen))

@@ -1,8 +1,8 @@
 """The MLflow model registry: put a run's best model in, promote it when it earned it, get it out again.
 
 Enters: a run folder with an evaluation report. Leaves: a registered version that carries weights
-(safetensors), knowledge graphs, gene list, vocabulary, report and this package's own code. Invariant: an alias
-is only moved to a version that loaded and predicted in a fresh process and whose report beats the baselines,
+(safetensors), knowledge graphs, gene list, vocabulary, report and this package's own code. Invariant: an
+alias is only moved to a version that loaded and predicted in a fresh process and whose report beats the baselines,
 unless forced.
 """
 
