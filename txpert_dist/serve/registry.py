@@ -2,8 +2,8 @@
 
 Enters: a run folder with an evaluation report. Leaves: a registered version that carries weights
 (safetensors), knowledge graphs, gene list, vocabulary, report and this package's own code. Invariant: an
-alias is only moved to a version that loaded and predicted in a fresh process and whose report beats the baselines,
-unless forced.
+alias is only moved to a version that loaded and predicted in a fresh process and whose report beats the
+baselines, unless forced.
 """
 
 import json

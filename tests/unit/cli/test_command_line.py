@@ -1,0 +1,161 @@
+"""The command line as a newcomer meets it: help, exit codes, one-line errors, nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+TXPERT = [sys.executable, "-c", "from txpert_dist.cli.app import main; main()"]
+
+
+def txpert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TXPERT, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated screen with its store and graphs, made by the commands themselves."""
+    made = tmp_path_factory.mktemp("journey")
+    sizes = ("--cells=600", "--genes=60", "--perturbations=20", "--cell-lines=1", "--batches=2")
+    for arguments in (
+        ("simulate", made / "screen.h5ad", *sizes),
+        ("ingest", made / "screen.h5ad", "--store", made / "screen.zarr", "--preset", "scperturb"),
+        ("graph", "build", made / "graphs.yaml", "--out", made / "graphs", "--store", made / "screen.zarr"),
+    ):
+        done = txpert(*arguments)
+        assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        (),
+        ("simulate",),
+        ("ingest",),
+        ("store", "info"),
+        ("store", "verify"),
+        ("graph", "build"),
+        ("graph", "info"),
+        ("train",),
+        ("evaluate",),
+        ("register",),
+        ("predict",),
+        ("config",),
+        ("doctor",),
+    ],
+)
+def test_every_verb_explains_itself(verb: tuple[str, ...]) -> None:
+    done = txpert(*verb, "--help")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+    assert len(done.stdout) > 300
+
+
+def test_graph_build_names_isolated_genes_and_is_idempotent(folder: Path) -> None:
+    again = txpert("graph", "build", folder / "graphs.yaml", "--out", folder / "graphs")
+    assert again.returncode == 0
+    assert "built before" in again.stdout
+    shown = txpert("graph", "info", folder / "graphs", "--store", folder / "screen.zarr")
+    assert "isolated" in shown.stdout
+
+
+def test_store_verify_finds_a_flipped_bit(folder: Path) -> None:
+    assert txpert("store", "verify", folder / "screen.zarr").returncode == 0
+    shard = max((folder / "screen.zarr" / "X").rglob("c/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    original = shard.read_bytes()
+    shard.write_bytes(bytes(content))
+    try:
+        done = txpert("store", "verify", folder / "screen.zarr")
+    finally:
+        shard.write_bytes(original)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert shard.parent.parent.name in done.stderr
+
+
+def _truncate(folder: Path) -> Path:
+    file = folder / "cut.h5ad"
+    file.write_bytes((folder / "screen.h5ad").read_bytes()[:5000])
+    return file
+
+
+def _negative(folder: Path) -> Path:
+    file = folder / "negative.h5ad"
+    file.write_bytes((folder / "screen.h5ad").read_bytes())
+    with h5py.File(file, "r+") as handle:
+        values = handle["X/data"][:]
+        handle["X/data"][7] = -np.abs(values[7])
+    return file
+
+
+INGEST = ("--store", "{folder}/bad.zarr", "--preset", "scperturb")
+RUN = ("data.store={folder}/screen.zarr", "graph.location={folder}/graphs", "output={folder}/runs")
+BAD = [
+    (("ingest", "{folder}/nowhere.h5ad", *INGEST), ["nowhere.h5ad"]),
+    (("ingest", _truncate, *INGEST), ["cut.h5ad"]),
+    (("ingest", _negative, *INGEST), ["negative.h5ad", "row", "gene"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--perturbation-key=target"), ["target", "perturbation"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--control-label=ntc"), ["ntc", "control"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--batch-key=gem"), ["gem"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--where=dataset=x"), ["dataset"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--layer=counts"), ["counts"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--library-size-key=total"), ["total"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--select-genes=-3"), ["--select-genes", "-3"]),
+    (("ingest", "{folder}/screen.h5ad", "--store", "{folder}/graphs", "--preset=scperturb"), ["graphs"]),
+    (("graph", "build", "{folder}/nowhere.yaml", "--out", "{folder}/bad-graphs"), ["nowhere.yaml"]),
+    (("graph", "info", "{folder}/graphs", "--snapshot", "../../etc"), ["../../etc"]),
+    (("graph", "info", "{folder}/screen.zarr"), ["screen.zarr"]),
+    (("config", "{folder}/nowhere.yaml"), ["nowhere.yaml"]),
+    (("train", "{folder}/run.yaml", *RUN, "train.epoch=3"), ["train.epoch", "did you mean train.epochs?"]),
+    (("train", "{folder}/run.yaml", *RUN, "data.store={folder}/graphs"), ["graphs"]),
+    (("train", "{folder}/run.yaml", *RUN, "graph.snapshot=abc"), ["abc"]),
+    (("train", "{folder}/run.yaml", *RUN, "graph.use=[strin]"), ["strin"]),
+    (("train", "{folder}/run.yaml", *RUN, "train.minibatch_size=100000"), ["100000"]),
+    (("evaluate", "{folder}/nowhere"), ["nowhere"]),
+    (("evaluate", "models:/nobody@champion", "--report", "{folder}/report"), ["nobody"]),
+    (("evaluate", "models:/nobody@champion"), ["--report"]),
+    (("register", "{folder}/nowhere"), ["nowhere"]),
+    (
+        ("predict", "models:/nobody@champion", "--store", "{folder}/screen.zarr", "--perturbations=GENE0001",
+         "--out", "{folder}/p.h5ad"),
+        ["nobody"],
+    ),
+    (
+        ("predict", "models:/nobody@champion", "--store", "{folder}/screen.zarr", "--perturbations= ,",
+         "--out", "{folder}/p.h5ad"),
+        ["--perturbations"],
+    ),
+    (("simulate", "{folder}/screen.h5ad"), ["screen.h5ad", "already there"]),
+    (("simulate", "{folder}/new.h5ad", "--control-fraction=2"), ["--control-fraction", "2"]),
+    (("simulate", "{folder}/new.txt"), ["new.txt"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=[f"{case[0][0]}-{i}" for i, case in enumerate(BAD)])
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
+    folder: Path, arguments: tuple[object, ...], expected: list[str]
+) -> None:
+    (folder / "run.yaml").write_text("name: bad\n")
+    filled = [
+        str(part(folder)) if callable(part) else str(part).format(folder=folder) for part in arguments
+    ]
+    before = sorted(folder.iterdir())
+    env_uri = ["--tracking-uri", f"sqlite:///{folder}/registry.db"] if "models:/nobody@champion" in filled else []
+    (folder / "registry.db").touch()
+    before = sorted({*before, folder / "registry.db"})
+    done = txpert(*filled, *env_uri)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for fragment in expected:
+        assert fragment in lines[-1]
+    assert sorted(folder.iterdir()) == before
