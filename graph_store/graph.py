@@ -40,7 +40,7 @@ def check_graph(graph: KnowledgeGraph, num_genes: int) -> None:
     source, target = graph.edges_2E.astype(np.int64)
     if len(graph.weight_E) != len(source):
         raise GraphError(f"graph {graph.name}: {len(source)} edges but {len(graph.weight_E)} weights")
-    if len(source) and not (0 <= graph.edges_2E.min() and graph.edges_2E.max() < num_genes):
+    if len(source) and not (graph.edges_2E.min() >= 0 and graph.edges_2E.max() < num_genes):
         raise GraphError(f"graph {graph.name}: an edge ends outside the {num_genes} genes")
     if (np.diff(target * num_genes + source) <= 0).any():
         raise GraphError(f"graph {graph.name}: edges are repeated or not sorted by target, then source")

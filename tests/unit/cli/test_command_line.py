@@ -8,6 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
+from txpert_dist.cli.app import main
+
 TXPERT = [sys.executable, "-c", "from txpert_dist.cli.app import main; main()"]
 
 
@@ -133,29 +135,35 @@ BAD = [
          "--out", "{folder}/p.h5ad"),
         ["--perturbations"],
     ),
-    (("simulate", "{folder}/screen.h5ad"), ["screen.h5ad", "already there"]),
+    (("simulate", "{folder}/screen.h5ad"), ["kg_interactions.csv", "already there"]),
     (("simulate", "{folder}/new.h5ad", "--control-fraction=2"), ["--control-fraction", "2"]),
     (("simulate", "{folder}/new.txt"), ["new.txt"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "expected"), BAD, ids=[f"{case[0][0]}-{i}" for i, case in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("arguments", "expected"), BAD, ids=[f"{case[0][0]}-{i}" for i, case in enumerate(BAD)]
+)
 def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
-    folder: Path, arguments: tuple[object, ...], expected: list[str]
+    folder: Path,
+    arguments: tuple[object, ...],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "run.yaml").write_text("name: bad\n")
-    filled = [
-        str(part(folder)) if callable(part) else str(part).format(folder=folder) for part in arguments
-    ]
-    before = sorted(folder.iterdir())
-    env_uri = ["--tracking-uri", f"sqlite:///{folder}/registry.db"] if "models:/nobody@champion" in filled else []
     (folder / "registry.db").touch()
-    before = sorted({*before, folder / "registry.db"})
-    done = txpert(*filled, *env_uri)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    lines = done.stderr.strip().splitlines()
+    filled = [str(part(folder)) if callable(part) else str(part).format(folder=folder) for part in arguments]
+    before = sorted(folder.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/registry.db")
+    monkeypatch.setattr(sys, "argv", ["txpert", *filled])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    shown = capsys.readouterr().err
+    assert ending.value.code == 2, shown
+    lines = shown.strip().splitlines()
     assert lines[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in shown
     for fragment in expected:
         assert fragment in lines[-1]
     assert sorted(folder.iterdir()) == before

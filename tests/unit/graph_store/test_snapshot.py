@@ -1,0 +1,217 @@
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graph_store import snapshot
+from graph_store.graph import GraphError, KnowledgeGraph
+from graph_store.record import GraphReport, InputFile, read_record, to_text
+from graph_store.snapshot import Draft, UnmatchedName
+
+
+def report(name: str) -> GraphReport:
+    fields = dict.fromkeys(set(GraphReport.model_fields) - {"name"}, 1)
+    return GraphReport(name=name, **fields)
+
+
+def draft(**changes) -> Draft:
+    first = KnowledgeGraph(
+        "go", np.array([[1, 2, 0], [0, 0, 2]], np.int32), np.array([1, 0.5, 2], np.float32)
+    )
+    second = KnowledgeGraph("string.v12", np.array([[0], [1]], np.int32), np.array([-900], np.float32))
+    base = Draft(
+        recipe={"seed": 0, "graphs": []},
+        inputs=(InputFile(role="graph go", name="go.csv", sha256="0" * 64, size=3),),
+        genes=("A", "B", "\u03b1,\n"),
+        graphs=(first, second),
+        aliases={"OLD": "A"},
+        reports=(report("go"), report("string.v12")),
+        unmatched=(UnmatchedName("go", "X,Y", "ambiguous", ("A", "B")),),
+    )
+    return base._replace(**changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return snapshot.write(tmp_path / "out", draft())
+
+
+def test_round_trip(folder):
+    opened = snapshot.read(folder)
+    given_draft = draft()
+    assert opened.id == folder.name
+    assert opened.genes == given_draft.genes
+    assert opened.aliases == given_draft.aliases
+    for graph, expected in zip(opened.graphs, given_draft.graphs, strict=True):
+        assert graph.name == expected.name
+        assert (graph.edges_2E.dtype, graph.weight_E.dtype) == (np.int32, np.float32)
+        assert np.array_equal(graph.edges_2E, expected.edges_2E)
+        assert np.array_equal(graph.weight_E, expected.weight_E)
+        assert not graph.edges_2E.flags.writeable
+        assert not graph.weight_E.flags.writeable
+    assert (folder / "unmatched.csv").read_text() == 'graph,name,reason,candidates\ngo,"X,Y",ambiguous,A B\n'
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_files_can_be_memory_mapped(folder):
+    with pa.memory_map(str(folder / "edges-go.arrow")) as mapped:
+        table = pyarrow.ipc.open_file(mapped).read_all()
+        assert table.column_names == ["source", "target", "weight"]
+        assert table["source"].num_chunks == 1
+        assert table["weight"].chunk(0).to_numpy(zero_copy_only=True).tolist() == [1.0, 0.5, 2.0]
+
+
+def test_the_id_is_golden():
+    # The same on every machine and with every version of the libraries; a change is a new LAYOUT.
+    one = draft()
+    assert snapshot.snapshot_id(one.recipe, one.genes, one.graphs, one.aliases) == (
+        "e1eb525d39d71650b7fa0101e675c097"
+    )
+
+
+@given(st.integers(0, 6))
+def test_the_id_changes_with_everything_that_matters(change):
+    one = draft()
+    go, string = one.graphs
+    other = [
+        draft(recipe={"seed": 1, "graphs": []}),
+        draft(genes=("A", "B", "D")),
+        draft(aliases={}),
+        draft(graphs=(go._replace(weight_E=go.weight_E + np.float32(1e-6)), string)),
+        draft(graphs=(go._replace(edges_2E=go.edges_2E[:, :2], weight_E=go.weight_E[:2]), string)),
+        draft(graphs=(string, go)),
+        draft(graphs=(go._replace(name="GO"), string)),
+    ][change]
+    assert snapshot.snapshot_id(
+        other.recipe, other.genes, other.graphs, other.aliases
+    ) != snapshot.snapshot_id(one.recipe, one.genes, one.graphs, one.aliases)
+
+
+FILES = [
+    "snapshot.json",
+    "genes.arrow",
+    "aliases.arrow",
+    "edges-go.arrow",
+    "edges-string.v12.arrow",
+    "unmatched.csv",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_is_found_and_the_file_named(folder, name):
+    path = folder / name
+    whole = path.read_bytes()
+    for position in range(0, len(whole), max(1, len(whole) // 60)):
+        for bit in (0, 5):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(GraphError, match=name) as failure:
+                snapshot.read(folder)
+            assert "\n" not in str(failure.value)
+    path.write_bytes(whole)
+    snapshot.read(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "append", "folder"])
+def test_every_damaged_file_is_named(folder, name, damage):
+    path = folder / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "delete":
+        path.write_bytes({"truncate": whole[:-1], "empty": b"", "append": whole + b"\0"}[damage])
+    with pytest.raises(GraphError, match=name):
+        snapshot.read(folder)
+
+
+def test_a_snapshot_under_another_id_is_refused(folder):
+    other = folder.with_name("0" * 32)
+    shutil.copytree(folder, other)
+    with pytest.raises(GraphError, match=r"snapshot.json: does not belong to this folder"):
+        snapshot.read(other)
+
+
+def test_a_record_that_was_edited_and_resealed_does_not_fit_the_content(folder):
+    record = read_record(folder)
+    path = folder / "snapshot.json"
+    path.write_text(to_text(record.model_copy(update={"recipe": {"seed": 9, "graphs": []}})))
+    with pytest.raises(GraphError, match="does not hash to its id"):
+        snapshot.read(folder)
+    path.write_text(
+        to_text(record.model_copy(update={"files": {**record.files, "../x": record.files["genes.arrow"]}}))
+    )
+    with pytest.raises(GraphError, match="does not belong"):
+        snapshot.read(folder)
+    path.write_text(to_text(record.model_copy(update={"layout": 99})))
+    with pytest.raises(GraphError, match="is of layout 99 and this software reads 1"):
+        snapshot.read(folder)
+    body = json.loads(to_text(record))
+    path.write_text(json.dumps(body))
+    with pytest.raises(GraphError, match=r"snapshot.json: is damaged or was edited"):
+        snapshot.read(folder)
+    for text in ("[]", "{}", "null", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(GraphError, match=r"snapshot.json"):
+            snapshot.read(folder)
+
+
+def test_writing_again_changes_nothing_and_repairs_damage(folder):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert snapshot.write(folder.parent, draft()) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    (folder / "genes.arrow").write_bytes(b"damage")
+    assert snapshot.write(folder.parent, draft()) == folder
+    assert snapshot.read(folder).genes == draft().genes
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_builds_at_the_same_time_agree(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: snapshot.write(tmp_path, draft()), range(32)))
+    assert [path.name for path in tmp_path.iterdir()] == [path.name for path in folders]
+    assert snapshot.read(folders.pop()).genes == draft().genes
+
+
+def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
+    def full_disk(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(GraphError, match=r"cannot be written \(No space left on device\)"):
+        snapshot.write(tmp_path, draft())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GraphError, match="cannot be written"):
+        snapshot.write(tmp_path / "file", draft())
+
+
+@pytest.mark.parametrize(
+    ("edges", "weight", "message"),
+    [
+        ([[0], [5]], [1], "ends outside"),
+        ([[-1], [0]], [1], "ends outside"),
+        ([[0], [1]], [1, 2], "1 edges but 2 weights"),
+        ([[0, 0], [1, 1]], [1, 1], "repeated or not sorted"),
+        ([[1, 0], [2, 2]], [1, 1], "repeated or not sorted"),
+        ([[1], [1]], [1], "self loop"),
+        ([[0], [1]], [np.nan], "not finite"),
+    ],
+)
+def test_graphs_that_break_the_invariants_are_never_written(tmp_path, edges, weight, message):
+    graph = KnowledgeGraph("go", np.array(edges, np.int32), np.array(weight, np.float32))
+    with pytest.raises(GraphError, match=message):
+        snapshot.write(tmp_path, draft(graphs=(graph,)))
+    assert list(tmp_path.iterdir()) == []
