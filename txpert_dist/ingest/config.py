@@ -1,0 +1,111 @@
+"""What `txpert ingest` is told: which files, which columns, which choices.
+
+Enters: values from the command line. Leaves: one frozen ``IngestConfig``, and presets that fill in the column
+names of common file families. Invariant: a key given by hand always wins over the preset, and a key given by
+hand must exist in the file while a preset's optional keys need not.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from txpert_dist.config import Section
+from txpert_dist.store.expression import InputScale
+
+PresetName = Literal["gears", "replogle", "scperturb"]
+
+
+class IngestConfig(Section):
+    """One ingest: some h5ad files into one cell store."""
+
+    sources: tuple[Path, ...]
+    """h5ad files; several are concatenated in this order (one per cell line, usually)."""
+    store: Path
+    """Folder to write."""
+    preset: PresetName | None = None
+    """Column names of a family of files: gears, replogle or scperturb."""
+    perturbation_key: str | None = None
+    """obs column that names the perturbation of each cell."""
+    control_label: str | None = None
+    """Label of unperturbed cells; the usual spellings are recognised without it."""
+    batch_key: str | None = None
+    """obs column of the experimental batch; one batch per cell line without it."""
+    cell_line_key: str | None = None
+    """obs column of the cell line."""
+    cell_line: str | None = None
+    """The one cell line of all cells, when there is no column; the file's name without it."""
+    gene_name_key: str | None = None
+    """var column of gene symbols; the var index without it."""
+    library_size_key: str | None = None
+    """obs column of total counts, when genes were left out of the file; the row's sum without it."""
+    layer: str = "X"
+    """Where the counts are: X, raw, or the name of a layer."""
+    input_scale: InputScale = "counts"
+    """counts, or log1p when the file holds only log-normalised values."""
+    where: tuple[str, ...] = ()
+    """Filters column=value: values of one column are alternatives, different columns must all hold."""
+    separator: str | None = None
+    """What stands between the genes of one label besides +, for instance _ or |."""
+    genes_join: Literal["intersection", "union"] = "intersection"
+    """Genes of several files: those that all measured, or those that any measured."""
+    select_genes: NonNegativeInt = 5000
+    """How many highly variable genes make up the training view; 0 for all."""
+    select_on: Literal["train", "all"] = "train"
+    """Cells on which variability is measured: train perturbations and controls, or every cell."""
+    split_seed: NonNegativeInt = 0
+    min_cells: PositiveInt = 1
+    """Perturbations with fewer cells are left out, and counted."""
+    empty_cells: Literal["refuse", "drop"] = "refuse"
+    """What to do with cells that have no counts at all."""
+    overwrite: bool = False
+    """Replace a store that was made from other inputs or settings."""
+
+
+class Preset(NamedTuple):
+    """Column names of one family of files; the optional ones are used where the file has them."""
+
+    perturbation: str
+    batch: str | None
+    cell_line: str | None
+    gene_name: str | None
+
+
+PRESETS: dict[str, Preset] = {
+    "gears": Preset("condition", None, "cell_type", "gene_name"),
+    "replogle": Preset("gene", "gem_group", None, "gene_name"),
+    "scperturb": Preset("perturbation", "batch", "cell_line", None),
+}
+
+
+class Key(NamedTuple):
+    """A column to look for."""
+
+    name: str | None
+    required: bool
+    """True when the user named it: its absence is an error."""
+
+
+class Keys(NamedTuple):
+    """The columns of one ingest, preset and hand-given ones merged."""
+
+    perturbation: Key
+    batch: Key
+    cell_line: Key
+    gene_name: Key
+
+
+def resolve_keys(config: IngestConfig) -> Keys:
+    """Merge the preset with what was given by hand; without either, ``perturbation`` is the column's name."""
+    preset = PRESETS[config.preset] if config.preset else Preset("perturbation", None, None, None)
+    line = None if config.cell_line is not None else preset.cell_line
+    return Keys(
+        perturbation=Key(config.perturbation_key or preset.perturbation, True),
+        batch=_merge(config.batch_key, preset.batch),
+        cell_line=_merge(config.cell_line_key, line),
+        gene_name=_merge(config.gene_name_key, preset.gene_name),
+    )
+
+
+def _merge(given: str | None, preset: str | None) -> Key:
+    return Key(given, True) if given is not None else Key(preset, False)

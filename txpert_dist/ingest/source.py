@@ -1,0 +1,143 @@
+"""One h5ad file: its tables, and where its expression matrix is.
+
+Enters: a path. Leaves: a ``Source``, with no file held open. Invariant: obs and var have as many rows as the
+matrix has rows and columns, and neither is empty.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+
+from txpert_dist.errors import InputError
+from txpert_dist.ingest.config import Key
+from txpert_dist.ingest.labels import listing
+
+Encoding = Literal["csr", "csc", "dense"]
+
+
+class Source(NamedTuple):
+    """Everything of one file but its numbers."""
+
+    path: Path
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    place: str
+    """Where in the file the matrix is: X, raw/X or layers/NAME."""
+    encoding: Encoding
+    shape: tuple[int, int]
+    """Cells, genes."""
+    layers: tuple[str, ...]
+    """Names of the file's layers, for advice."""
+
+    def cell(self, row: int) -> str:
+        """How messages name the cell in ``row``."""
+        return f"cell {str(self.obs.index[row])!r} (row {row})"
+
+    def gene(self, column: int) -> str:
+        """How messages name the gene in ``column``."""
+        return f"gene {str(self.var.index[column])!r}"
+
+
+def open_source(path: Path, layer: str) -> Source:
+    """Read the tables of the h5ad file ``path``; its matrix is X, raw (X and var of ``raw``) or a layer.
+
+    Raises ``InputError`` when the file is missing, cut short, not an h5ad file, or its parts do not fit.
+    """
+    require_file(path)
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(path, file, layer)
+    except OSError as error:
+        raise InputError(
+            f"{path}: not an HDF5 file, or cut short ({_first_line(error)}); fetch it again"
+        ) from None
+
+
+def require_file(path: Path) -> None:
+    """``InputError`` unless ``path`` is a file."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the path of an h5ad file")
+    if not path.is_file():
+        raise InputError(f"{path}: a folder, not a file; give the path of an h5ad file")
+
+
+def find_column(source: Source, table: Literal["obs", "var"], key: Key) -> str | None:
+    """The column's name; None where an optional one is absent, ``InputError`` with near names for others."""
+    columns = [str(name) for name in getattr(source, table).columns]
+    if key.name is None or key.name in columns:
+        return key.name
+    if not key.required:
+        return None
+    near = difflib.get_close_matches(key.name, columns, 3, 0.5)
+    hint = f"did you mean {listing(near)}?" if near else f"there are {listing(columns, 12) or 'none'}"
+    raise InputError(f"{source.path}: {table} has no column {key.name!r}; {hint}")
+
+
+def _read(path: Path, file: h5py.File, layer: str) -> Source:
+    layers = tuple(sorted(file["layers"])) if "layers" in file else ()
+    place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
+    if place not in file:
+        there = [name for name, found in (("X", "X" in file), ("raw", "raw/X" in file)) if found] + list(
+            layers
+        )
+        raise InputError(
+            f"{path}: no {layer!r} in the file; --layer may be {listing(there) or '... nothing'}"
+        )
+    encoding, shape = _encoding(path, place, file[place])
+    obs = _table(path, file, "obs")
+    var = _table(path, file, "raw/var" if place == "raw/X" else "var")
+    if (len(obs), len(var)) != shape:
+        raise InputError(
+            f"{path}: {place} holds {shape[0]} cells x {shape[1]} genes, but obs has {len(obs)} rows and var "
+            f"{len(var)}; write the file again from matching parts"
+        )
+    if not shape[0] or not shape[1]:
+        raise InputError(
+            f"{path}: {place} is empty ({shape[0]} cells x {shape[1]} genes); give a file with cells"
+        )
+    return Source(path, obs, var, place, encoding, shape, layers)
+
+
+def _encoding(path: Path, place: str, element: Any) -> tuple[Encoding, tuple[int, int]]:
+    if isinstance(element, h5py.Dataset):
+        if element.ndim == 2 and element.dtype.kind in "iufb":
+            return "dense", (int(element.shape[0]), int(element.shape[1]))
+        raise InputError(f"{path}: {place} is no matrix of numbers; name the layer that is with --layer")
+    kind = str(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
+    if kind not in ("csr", "csr_matrix", "csc", "csc_matrix") or not {"data", "indices", "indptr"} <= set(
+        element
+    ):
+        raise InputError(
+            f"{path}: {place} is stored as {kind or 'something unknown'!r}; write it as CSR, CSC or dense"
+        )
+    rows, columns = np.asarray(element.attrs.get("shape", element.attrs.get("h5sparse_shape"))).tolist()
+    return ("csr" if kind.startswith("csr") else "csc"), (int(rows), int(columns))
+
+
+def _table(path: Path, file: h5py.File, name: str) -> pd.DataFrame:
+    try:
+        table = read_elem(file[name])
+    except Exception as error:  # noqa: BLE001  anndata raises many kinds for a damaged or unknown table
+        raise InputError(
+            f"{path}: its {name} table cannot be read ({_first_line(error)}); {_SAVE_AGAIN}"
+        ) from None
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{path}: {name} is stored in a layout of before 2020; {_SAVE_AGAIN}")
+    odd = [str(c) for c in table.columns if "/" in str(c) or "\\" in str(c) or not str(c).isprintable()]
+    if odd:
+        raise InputError(
+            f"{path}: {name} column {odd[0]!r} has a path separator or control character; rename it"
+        )
+    return table
+
+
+_SAVE_AGAIN = "open it with anndata and save it again"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
