@@ -53,11 +53,16 @@ def missing(screen: RealScreen) -> list[str]:
 
 
 def write_recipe(folder: Path) -> Path:
-    """graphs.yaml with STRING v12 and the gene-name table."""
+    """graphs.yaml with high-confidence STRING v12 (score >= 700) and the gene-name table."""
     file = folder / "graphs.yaml"
     recipe = {
         "aliases": {"path": str(ALIASES.absolute())},
-        "graphs": [{"name": "string", "source": {"kind": "edges", "path": str(STRING.absolute())}}],
+        "graphs": [
+            {
+                "name": "string",
+                "source": {"kind": "edges", "path": str(STRING.absolute()), "minimum_weight": 700},
+            }
+        ],
     }
     file.write_text(yaml.safe_dump(recipe))
     return file

@@ -8,13 +8,14 @@ Every seed simulates its own screen and runs the whole journey twice, with the g
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 from statistics import mean
 
 import yaml
 
-from tests.benchmarks.journey import scores, txpert
 from tests.benchmarks.record import Case, write
+from tests.journey import Journey, scores, txpert
 
 SEEDS = (1, 2, 3)
 SIZES = ("--cells", "14000", "--genes", "1000", "--perturbations", "160", "--doubles", "16")
@@ -33,19 +34,20 @@ def rewired(graphs: Path) -> Path:
 
 def run_seed(folder: Path, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
     """Mean test Pearson delta of the model with the graphs, with rewired graphs, and of the references."""
-    screen, store = folder / "screen", folder / "screen.zarr"
+    screen = folder / "screen.h5ad"
     txpert("simulate", screen, *SIZES, "--seed", seed)
-    txpert("ingest", screen / "screen.h5ad", "--store", store, "--preset", "scperturb")
     result: dict[str, float] = {}
-    for label, recipe in (("graphs", screen / "graphs.yaml"), ("rewired", rewired(screen / "graphs.yaml"))):
-        txpert("graph", "build", recipe, "--out", folder / label)
-        paths = (f"output={folder}", f"data.store={store}", f"graph.location={folder / label}")
-        seconds = txpert("train", CONFIG, *paths, f"name={label}-run", f"seed={seed}", *overrides)
-        report = folder / f"report-{label}"
-        txpert("evaluate", folder / f"{label}-run", "--report", report)
-        found = scores(report)
-        result |= {label: found["model"], f"{label} train seconds": seconds}
-        result |= {name: value for name, value in found.items() if name != "model"}
+    for label, recipe in (("graphs", folder / "graphs.yaml"), ("rewired", rewired(folder / "graphs.yaml"))):
+        journey = Journey(folder / label)
+        txpert("ingest", screen, "--store", journey.store, "--preset", "scperturb")
+        txpert("graph", "build", recipe, "--out", journey.graphs)
+        started = time.perf_counter()
+        journey.train(CONFIG, f"seed={seed}", *overrides)
+        result[f"{label}: train seconds"] = time.perf_counter() - started
+        txpert("evaluate", journey.run)
+        found = scores(journey.report())
+        result[label] = found.pop("model")
+        result |= {name: value for name, value in found.items() if value is not None}
     return result
 
 
@@ -69,7 +71,9 @@ def main() -> None:
     average = {key: mean(result[key] for result in results) for key in results[0]}
     print(f"mean:   {line(average)}")
     print(f"lead over the general baseline: {average['graphs'] - average['general']:+.3f} with the graphs, ")
-    print(f"                                {average['rewired'] - average['general']:+.3f} with rewired graphs")
+    print(
+        f"                                {average['rewired'] - average['general']:+.3f} with rewired graphs"
+    )
     if options.json:
         cases = [
             Case(f"test Pearson delta, model with {label}", average[key], "", "general", average["general"])
