@@ -72,6 +72,7 @@ def test_mlflow_has_the_run_with_its_lineage(made: tuple[RealScreen, Journey]) -
     assert state["store_hash"] in run.data.tags.values()
     history = client.get_metric_history(version.run_id, "validation/pearson_delta")
     assert len(history) == 4
+    assert any(key.startswith("system/cpu") for key in run.data.metrics)
 
 
 def test_predictions_open_in_scanpy_and_hold_the_controls(made: tuple[RealScreen, Journey]) -> None:

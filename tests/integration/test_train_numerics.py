@@ -70,7 +70,7 @@ UNDETERMINED = {"basal.first.bias", "basal.last.bias", "decoder.first.bias"} | {
     "basal.norm.running_mean",
     "decoder.norm.running_mean",
 }
-"""Batch norm cancels a bias before it: its gradient is rounding noise, which AdamW scales up to whole steps."""
+"""Batch norm cancels a bias before it: its gradient is rounding noise, which AdamW turns into whole steps."""
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ def ingest(
     Streams the files in bounded memory. Labels are canonicalised (A+ctrl = ctrl+A = A, A+B = B+A) and what
     became what is shown. The store opens in anndata: anndata.read_zarr("screen.zarr").
 
-        txpert ingest norman.h5ad --store norman.zarr --preset gears --batch-key gem_group
+        txpert ingest replogle.h5ad --store k562.zarr --preset replogle --cell-line K562
     """
     from txpert_dist.ingest.config import IngestConfig
     from txpert_dist.ingest.run import ingest as run

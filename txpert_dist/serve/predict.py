@@ -101,7 +101,7 @@ def predict_for_store(
     contexts = _contexts(store, cell_line, batches)
     genes = genes_in_store(model.loaded, store)
     names = [name for name in perturbations for _ in contexts]
-    control_RG = np.tile(store.control_mean_CG[np.ix_(contexts, genes)], (len(perturbations), 1))
+    control_RG = np.tile(store.control_mean_CG[contexts][:, genes], (len(perturbations), 1))
     progress("predict", 0, len(names))
     predicted_RG = predict_profiles(model, control_RG, names)
     clipped = int((predicted_RG < 0).sum())

@@ -57,7 +57,7 @@ def write_pathways(path: Path, config: SimulateConfig, network: Network, genes: 
 
 
 def write_recipe(path: Path, config: SimulateConfig) -> None:
-    """The graph store's recipe: both files as undirected graphs with messages in both directions."""
+    """The graph store's recipe: both files as undirected graphs."""
     keep = {"kind": "top_in_edges", "count": 20}
     sources = [("interactions", "edges", INTERACTIONS), ("pathways", "gmt", PATHWAYS)]
     graphs = [
@@ -65,7 +65,6 @@ def write_recipe(path: Path, config: SimulateConfig) -> None:
             "name": name,
             "source": {"kind": kind, "path": file},
             "keep": dict(keep),
-            "both_directions": True,
             "version": f"simulated, seed {config.seed}",
         }
         for name, kind, file in sources

@@ -105,7 +105,7 @@ BAD = [
     (("ingest", _truncate, *INGEST), ["cut.h5ad"]),
     (("ingest", _negative, *INGEST), ["negative.h5ad", "row", "gene"]),
     (("ingest", "{folder}/screen.h5ad", *INGEST, "--perturbation-key=target"), ["target", "perturbation"]),
-    (("ingest", "{folder}/screen.h5ad", *INGEST, "--control-label=ntc"), ["ntc", "control"]),
+    (("ingest", "{folder}/screen.h5ad", *INGEST, "--control-label=wildtype"), ["wildtype", "control"]),
     (("ingest", "{folder}/screen.h5ad", *INGEST, "--batch-key=gem"), ["gem"]),
     (("ingest", "{folder}/screen.h5ad", *INGEST, "--where=dataset=x"), ["dataset"]),
     (("ingest", "{folder}/screen.h5ad", *INGEST, "--layer=counts"), ["counts"]),

@@ -1,0 +1,86 @@
+"""Which checkpoint is best, which stay, and what a state is after a round trip."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.train.small_screen import configuration
+from txpert_dist.errors import CheckpointError
+from txpert_dist.model.vocabulary import Vocabulary
+from txpert_dist.train import checkpoint
+from txpert_dist.train.checkpoint import SCORE, RunState
+
+VOCABULARY = Vocabulary(("A", "B", "Z"), 2, 1, {"Bb": "B"}, ("Z",), {"Bb": "B"})
+
+
+def state(epoch=1, step=10, score=0.5):
+    return RunState(epoch, step, {SCORE: score}, "store", "split", "graph", "git", ("G1", "G2"), VOCABULARY)
+
+
+def write(run_folder, run_state):
+    config = configuration(run_folder, run_folder)
+    flat = torch.arange(12.0)  # shared memory, as ZeRO's parameters have it
+    weights = {"first": flat[:6].reshape(2, 3), "second": flat[6:]}
+    return checkpoint.write_checkpoint(run_folder, run_state, config, weights=weights, optimiser={})
+
+
+def test_round_trip(tmp_path):
+    folder = write(tmp_path, state(score=math.nan))
+    assert folder == tmp_path / "checkpoints" / "epoch-0001-step-000010"
+    read = checkpoint.read_state(folder)
+    assert math.isnan(read.metrics[SCORE])
+    assert read._replace(metrics={}, model_hash="") == state()._replace(metrics={})
+    assert len(read.model_hash) == 64
+    weights = checkpoint.read_weights(folder)
+    assert weights["first"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert checkpoint.read_optimiser(folder) == {}
+    assert checkpoint.newest_sound(tmp_path) == (folder, ())
+
+
+@given(
+    scores=st.lists(st.one_of(st.just(math.nan), st.floats(-1, 1)), min_size=1, max_size=6),
+    keep=st.integers(1, 4),
+)
+@settings(max_examples=15, deadline=None)
+def test_retention(tmp_path_factory, scores, keep):
+    run_folder = tmp_path_factory.mktemp("run")
+    for epoch, score in enumerate(scores, 1):
+        write(run_folder, state(epoch, 10 * epoch, score))
+        checkpoint.prune(run_folder, keep=keep)
+    defined = [(score, epoch) for epoch, score in enumerate(scores, 1) if not math.isnan(score)]
+    best = max(defined)[1] if defined else len(scores)
+    assert checkpoint.read_state(checkpoint.best_checkpoint(run_folder)).epoch == best
+    kept = {checkpoint.read_state(folder).epoch for folder in checkpoint.checkpoints(run_folder)}
+    assert kept == {best, *range(max(1, len(scores) - keep + 1), len(scores) + 1)}
+
+
+def test_order_is_by_step_beyond_six_digits(tmp_path):
+    steps = [5, 999_999, 1_000_000, 20_000_000]
+    for step in reversed(steps):
+        write(tmp_path, state(1, step))
+    assert [checkpoint.read_state(folder).step for folder in checkpoint.checkpoints(tmp_path)] == steps
+
+
+def test_damaged_ones_are_passed_over_newest_first(tmp_path, caplog):
+    folders = [write(tmp_path, state(epoch, epoch)) for epoch in (1, 2, 3)]
+    (folders[2] / checkpoint.WEIGHTS).unlink()
+    (folders[1] / checkpoint.STATE).write_text("{}")
+    found = checkpoint.newest_sound(tmp_path)
+    assert found.folder == folders[0]
+    assert [checkpoint.WEIGHTS in found.damaged[0], checkpoint.STATE in found.damaged[1]] == [True, True]
+    assert len(caplog.records) == 2
+    assert checkpoint.best_checkpoint(tmp_path) in (folders[0], folders[2])
+
+
+def test_what_is_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        checkpoint.best_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        checkpoint.load_model(tmp_path)
+    folder = write(tmp_path, state())
+    (folder / checkpoint.WEIGHTS).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has another size"):
+        checkpoint.load_model(folder)

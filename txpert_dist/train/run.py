@@ -1,0 +1,146 @@
+"""One rank, ready to take steps.
+
+Enters: configuration, opened inputs, a device. Leaves: ``Run``. Invariants: every rank starts from the same
+checkpoint, the one that rank 0 found; a checkpoint of other inputs is refused; weights are in the model
+before DeepSpeed copies them.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from txpert_dist.config import Config
+from txpert_dist.errors import CheckpointError
+from txpert_dist.loader.loader import CellLoader
+from txpert_dist.loader.pairing import control_table
+from txpert_dist.model.txpert import TxPert, build_model
+from txpert_dist.train import checkpoint, engine
+from txpert_dist.train.batch import Controls, resident_controls
+from txpert_dist.train.checkpoint import SCORE, RunState
+from txpert_dist.train.collective import broadcast_text, rank, sum_over_ranks, world_size
+from txpert_dist.train.inputs import Inputs
+from txpert_dist.train.stopwatch import Stopwatch
+
+
+class Hooks(NamedTuple):
+    """Whom the loop tells what; on every rank, so most ranks do nothing."""
+
+    progress: Callable[[str, int, int], None]
+    """(what, done, total)"""
+    metrics: Callable[[Mapping[str, float], int], None]
+    """Metrics of an optimiser step."""
+    epoch: Callable[[Mapping[str, float], int], None]
+    """An epoch's metrics and number, when it is done."""
+
+
+class Start(NamedTuple):
+    """Where a run begins, the same on every rank."""
+
+    folder: Path | None
+    """The checkpoint to go on from."""
+    state: RunState | None
+    """Its state."""
+    best: float
+    """Highest validation Pearson delta so far; minus infinity before the first."""
+    damaged: tuple[str, ...]
+    """Checkpoints that were passed over, one line each."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps already done."""
+        return 0 if self.state is None else self.state.step
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from step to step."""
+
+    config: Config
+    inputs: Inputs
+    model: TxPert
+    engine: engine.Engine
+    loader: CellLoader
+    controls: Controls
+    device: torch.device
+    hooks: Hooks
+    watch: Stopwatch
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.loader.num_steps * self.config.train.epochs
+
+
+def find_start(config: Config, inputs: Inputs, device: torch.device) -> Start:
+    """The newest sound checkpoint; rank 0 looks, all ranks hear the same.
+
+    Raises ``CheckpointError`` when the checkpoint was made from other inputs.
+    """
+    text = json.dumps(_look(config.run_folder)) if rank() == 0 else ""
+    name, best, damaged = json.loads(broadcast_text(text, device=device))
+    folder = None if name is None else config.run_folder / checkpoint.FOLDER / name
+    state = None if folder is None else checkpoint.read_state(folder)
+    if folder is not None and state is not None:
+        _check_fits(state, inputs, folder)
+    return Start(folder, state, -math.inf if best is None else best, tuple(damaged))
+
+
+def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.device, hooks: Hooks) -> Run:
+    """Loader, model and optimiser as they are at ``start``."""
+    table = control_table(inputs.store, config.data.control_matching, inputs.genes)
+    loader = CellLoader(
+        inputs.store,
+        inputs.training,
+        genes=inputs.genes,
+        nodes_RM=inputs.nodes_RM,
+        data=config.data,
+        table=table,
+        seed=config.seed,
+        rank=rank(),
+        world=world_size(),
+        minibatch_size=config.train.minibatch_size,
+    )
+    model = build_model(
+        config.model,
+        num_genes=len(inputs.genes),
+        num_nodes=len(inputs.vocabulary.genes),
+        graphs=inputs.graphs,
+        seed=config.seed,
+        reduce=sum_over_ranks,
+    )
+    if start.folder is not None:
+        checkpoint.put_weights(model, checkpoint.read_weights(start.folder), start.folder)
+    model.to(device)
+    num_steps = loader.num_steps * config.train.epochs
+    built = engine.build_engine(model, config, device=device, num_steps=num_steps, start_step=start.step)
+    if start.folder is not None:
+        engine.restore_optimiser_state(built, checkpoint.read_optimiser(start.folder), steps_taken=start.step)
+    controls = resident_controls(table, num_genes=len(inputs.genes), device=device)
+    return Run(config, inputs, model, built, loader, controls, device, hooks, Stopwatch(device))
+
+
+def _look(run_folder: Path) -> tuple[str | None, float | None, tuple[str, ...]]:
+    found = checkpoint.newest_sound(run_folder)
+    if found.folder is None:
+        return None, None, found.damaged
+    best = checkpoint.read_state(checkpoint.best_checkpoint(run_folder)).metrics.get(SCORE, math.nan)
+    return found.folder.name, None if math.isnan(best) else best, found.damaged
+
+
+def _check_fits(state: RunState, inputs: Inputs, folder: Path) -> None:
+    for what, saved, current in (
+        ("cell store", state.store_hash, inputs.store.manifest_hash),
+        ("graph snapshot", state.snapshot_id, inputs.snapshot.id),
+        ("gene list", state.genes, inputs.gene_names),
+        ("perturbation vocabulary", state.vocabulary, inputs.vocabulary),
+    ):
+        if saved != current:
+            raise CheckpointError(
+                f"{folder}: was made from another {what}; "
+                "restore that one, or choose another name= for a new run"
+            )

@@ -1,0 +1,89 @@
+"""One folder, one configuration, one process that trains in it.
+
+Enters: a configuration. Leaves: the right to train in its folder. Invariants: two processes never train in
+one folder; a folder is never reused with another configuration, but for what does not change the result's
+meaning: how long, on which workers, recorded where.
+"""
+
+import fcntl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from txpert_dist.config import Config, flatten
+from txpert_dist.errors import ConfigError, TrainingError
+from txpert_dist.train.tracking import RECORD, RunRecord, read_run_record
+
+MAY_DIFFER = ("output", "train.epochs", "cluster.", "tracking.")
+"""Keys, or beginnings of keys, that may change between two starts of one run."""
+
+
+def absolute(config: Config) -> Config:
+    """The same configuration with paths that hold in any working directory."""
+    location = config.graph.location
+    data = config.data.model_copy(update={"store": config.data.store.absolute()})
+    if "://" not in location:
+        location = str(Path(location).absolute())
+    graph = config.graph.model_copy(update={"location": location})
+    return config.model_copy(update={"data": data, "graph": graph, "output": config.output.absolute()})
+
+
+@contextmanager
+def claimed(run_folder: Path) -> Iterator[None]:
+    """Hold the folder, making it if need be; ``TrainingError`` when another process on this machine does."""
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lock = (run_folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"output: {run_folder} cannot be written ({error.strerror}); choose another output="
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(
+                f"{run_folder}: another process is training this run; wait for it or choose another name="
+            ) from None
+        yield
+
+
+def existing_record(config: Config) -> RunRecord | None:
+    """The folder's record; None when it is new.
+
+    Raises ``ConfigError`` listing the keys in which ``config`` differs from what the run was made with.
+    """
+    if not (config.run_folder / RECORD).exists():
+        return None
+    record = read_run_record(config.run_folder)
+    try:
+        before = flatten(Config.model_validate(record.config))
+    except ValidationError:
+        raise ConfigError(
+            f"{config.run_folder}: was made by another version of this software; choose another name="
+        ) from None
+    after = flatten(config)
+    differing = sorted(
+        key
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key) and not key.startswith(MAY_DIFFER)
+    )
+    if differing:
+        listed = ", ".join(f"{key} ({before.get(key)} -> {after.get(key)})" for key in differing)
+        raise ConfigError(
+            f"{config.run_folder}: was made with other values of {listed}; choose another name="
+        )
+    return record
+
+
+def git_commit() -> str:
+    """Commit of this package's checkout, with ``-dirty`` when files differ; "unknown" without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,255 @@
+"""The door to Ray Train, and the only place that reads rank, world and environment.
+
+Enters: a configuration, on the driver. Leaves: ``TrainResult``, checkpoints and an MLflow run. Invariants:
+what a user can get wrong is said before Ray starts; the same command goes on after any interruption and does
+nothing when the run is complete; what fails in a worker with a message for the user is raised here with that
+message, not with Ray's.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from graph_store.graph import GraphError
+from txpert_dist import errors
+from txpert_dist.config import Config
+from txpert_dist.errors import CheckpointError, TrainingError, TxPertError
+from txpert_dist.train.inputs import open_inputs
+from txpert_dist.train.progress import ProgressFile, followed
+from txpert_dist.train.run_folder import absolute, claimed, existing_record, git_commit
+from txpert_dist.train.session import Ended, TrainResult, finished, record_run, result
+from txpert_dist.train.tracking import MetricWriter, RunRecord, Status, describe_run, write_run_record
+
+Progress = Callable[[str, int, int], None]
+
+PROGRESS, ERROR, RAY = "progress.jsonl", "error.json", "ray"
+STARTING = "start workers"
+"""Stage of the progress from the call to the first step."""
+
+_FAILED_STARTS = 3  # of a whole group of workers, before the cluster is said to be too small
+_DRIVER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # a tracking server that is down must cost seconds, not the minutes of MLflow's defaults
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+log = logging.getLogger(__name__)
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    return None
+
+
+def train(config: Config, *, progress: Progress = _silent) -> TrainResult:
+    """Train to the end on Ray: on the cluster at RAY_ADDRESS, else on this machine.
+
+    ``progress`` is called from a thread of its own. Raises ``StoreError``, ``GraphError``, ``InputError``,
+    ``ConfigError``, ``CheckpointError`` or ``TrainingError``, each with one line for the user.
+    ``KeyboardInterrupt`` passes through; the same call later goes on from the last checkpoint.
+    """
+    config = absolute(config)
+    inputs = open_inputs(config)
+    with claimed(config.run_folder):
+        record = existing_record(config)
+        ended = finished(config) if record is not None else None
+        if record is None or ended is None:
+            progress(STARTING, 0, 3)
+            _default_environment(_DRIVER_ENVIRONMENT)
+            commit = git_commit()
+            record = record_run(config, inputs, record, commit)
+            progress(STARTING, 1, 3)
+            ended = _attended(config, record, commit, progress)
+        return result(config, record, ended)
+
+
+def _attended(config: Config, record: RunRecord, commit: str, progress: Progress) -> Ended:
+    """Run on Ray and leave the right status behind, whatever happens."""
+    status: Status = "FAILED"
+    try:
+        with followed(config.run_folder / PROGRESS, progress):
+            ended = _on_ray(config, record, commit, progress)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        record = record._replace(status=status)
+        write_run_record(config.run_folder, record)
+        describe_run(record, status=status)
+    for line in ended.damaged:
+        log.warning("a damaged checkpoint was passed over: %s", line)
+    return ended
+
+
+def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) -> Ended:
+    """Rank 0's answer, or the error that a worker has for the user."""
+    (config.run_folder / ERROR).unlink(missing_ok=True)
+    task = {"config": config.model_dump(mode="json"), "record": record._asdict(), "commit": commit}
+    try:
+        with _interruptible(), _cluster(config), _interruptible():  # again, for Ray sets handlers of its own
+            progress(STARTING, 2, 3)
+            answer = _fit_on_ray(config, task)
+    finally:
+        shutil.rmtree(config.run_folder / RAY, ignore_errors=True)
+    if "error" in answer:
+        raise _user_error(*answer["error"])
+    return Ended(answer["started_at"], tuple(answer["damaged"]), answer["lost_metrics"])
+
+
+def _fit_on_ray(config: Config, task: dict[str, Any]) -> dict[str, Any]:
+    import ray.exceptions
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=task,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            # Our own checkpoints say where to go on; under its old name Ray would look for its own.
+            name=f"{config.name}-{time.time_ns():x}",
+            storage_path=str(config.run_folder / RAY),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures, controller_failure_limit=_FAILED_STARTS
+            ),
+            worker_runtime_env={"env_vars": _worker_environment(config)},
+        ),
+    )
+    try:
+        answer: dict[str, Any] = trainer.fit().return_value
+    except ray.train.ControllerError as error:
+        raise TrainingError(
+            f"the Ray cluster cannot run {cluster.num_workers} workers of {resources} "
+            f"({_last_line(error)}); add nodes or lower cluster.*"
+        ) from error
+    except ray.train.WorkerGroupError as error:
+        if not any(isinstance(e, ray.exceptions.RayError) for e in error.worker_failures.values()):
+            raise
+        raise TrainingError(
+            f"workers died more often than cluster.max_failures={cluster.max_failures} allows "
+            f"({_last_line(error)}); the same command goes on from the last checkpoint"
+        ) from error
+    return answer
+
+
+def _work(task: dict[str, Any]) -> dict[str, Any]:
+    """What every worker runs: ends with the run's outcome, or with the error to show to the user."""
+    config = Config.model_validate(task["config"])
+    mailbox = config.run_folder / ERROR
+    if mailbox.exists():  # a rank's own error ended the last group: nothing to repeat
+        return {"error": json.loads(mailbox.read_text(encoding="utf-8"))}
+    try:
+        return _fit(config, RunRecord(**task["record"]), task["commit"])
+    except (TrainingError, CheckpointError) as error:  # raised by all ranks together
+        return {"error": [type(error).__name__, str(error)]}
+    except (TxPertError, GraphError) as error:  # perhaps this rank's alone: the others must be ended
+        partial = mailbox.with_name(f".{ERROR}.{os.getpid()}")
+        partial.write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
+        partial.replace(mailbox)
+        raise
+
+
+def _fit(config: Config, record: RunRecord, commit: str) -> dict[str, Any]:
+    import ray.train
+    from ray.train.torch import get_device
+
+    from txpert_dist.train.loop import fit
+    from txpert_dist.train.run import Hooks
+
+    first = ray.train.get_context().get_world_rank() == 0
+    writer = MetricWriter(record, system_metrics=True) if first else None
+    progress = ProgressFile(config.run_folder / PROGRESS) if first else _silent
+    progress(STARTING, 3, 3)
+    hooks = Hooks(
+        progress=progress,
+        metrics=writer.log if writer else lambda _values, _step: None,
+        epoch=lambda values, number: ray.train.report({**values, "epoch": number}),
+    )
+    lost = 0
+    try:
+        outcome = fit(config, open_inputs(config), device=get_device(), hooks=hooks, git_commit=commit)
+    finally:
+        lost = writer.close() if writer else 0
+    return {"started_at": outcome.started_at, "damaged": outcome.damaged, "lost_metrics": lost}
+
+
+@contextmanager
+def _cluster(config: Config) -> Iterator[None]:
+    """A Ray this process is connected to: its own, the one at RAY_ADDRESS, or a local one for this run."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+    else:
+        # Ray's ports listen on every interface; with a token (its default) they obey only who knows it. Ours
+        # stays in this process tree: Ray would keep one in a file that everybody on the machine can read.
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            _default_environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        needed = config.cluster.num_workers * config.cluster.cpus_per_worker
+        # "local" and not the default, which attaches to whatever cluster ran here last, dead or alive.
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as ``KeyboardInterrupt``; Ray's own handlers would end the process with code 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _worker_environment(config: Config) -> dict[str, str]:
+    return {
+        "DS_ACCELERATOR": "cuda" if config.cluster.use_gpu else "cpu",
+        **{name: os.environ[name] for name in _DRIVER_ENVIRONMENT if name.startswith("MLFLOW_")},
+        # c10d announces future changes of names on every rank; they are DeepSpeed's to follow
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+
+
+def _default_environment(values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
+def _user_error(kind: str, message: str) -> Exception:
+    if kind == GraphError.__name__:
+        return GraphError(message)
+    error: TxPertError = getattr(errors, kind, TrainingError)(message)
+    return error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
