@@ -6,7 +6,8 @@ run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 registry=sqlite:///demo/runs/mlflow.db
 
 if [ -e demo/screen/screen.h5ad ]; then echo "demo/screen/screen.h5ad is there already"; else
-  run txpert simulate demo/screen/screen.h5ad --cells 14000 --genes 1000 --perturbations 160 --doubles 16 --seed 1
+  run txpert simulate demo/screen/screen.h5ad --cells 14000 --genes 1000 \
+    --perturbations 160 --doubles 16 --cell-lines 1 --seed 1
 fi
 run txpert ingest demo/screen/screen.h5ad --store demo/screen.zarr --preset scperturb
 run txpert graph build demo/screen/graphs.yaml --out demo/graphs --store demo/screen.zarr

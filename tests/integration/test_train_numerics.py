@@ -61,16 +61,9 @@ def last_weights(output):
     return checkpoint.read_weights(checkpoint.checkpoints(output / "small")[-1])
 
 
-def largest_difference(first, second, *, but=frozenset()):
+def largest_difference(first, second):
     assert first.keys() == second.keys()
-    return max((first[name] - second[name]).abs().max().item() for name in first.keys() - but)
-
-
-UNDETERMINED = {"basal.first.bias", "basal.last.bias", "decoder.first.bias"} | {
-    "basal.norm.running_mean",
-    "decoder.norm.running_mean",
-}
-"""Batch norm cancels a bias before it: its gradient is rounding noise, which AdamW turns into whole steps."""
+    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +88,9 @@ def test_two_workers_take_the_steps_of_one(one_worker, two_workers):
     for theirs, their_scores, their_outcome in results:
         assert their_outcome == outcome
         assert [theirs[step] for step in losses] == pytest.approx(list(losses.values()), rel=1e-5)
-        assert list(their_scores.values()) == pytest.approx(list(scores.values()), abs=1e-2)
+        assert list(their_scores.values()) == pytest.approx(list(scores.values()), abs=1e-4)
     assert results[0][:2] == results[1][:2]
-    assert largest_difference(last_weights(output), weights, but=UNDETERMINED) < 1e-3
+    assert largest_difference(last_weights(output), weights) < 1e-3
     assert losses[1] > 1.2 * losses[EPOCHS * STEPS_PER_EPOCH]
 
 
@@ -122,7 +115,7 @@ def test_resume_on_other_workers_and_stages(inputs, one_worker, tmp_path):
     together = first[0] | second[0] | third[0][0]
     assert sorted(together) == sorted(losses)
     assert [together[step] for step in losses] == pytest.approx(list(losses.values()), rel=1e-5)
-    assert largest_difference(last_weights(tmp_path), weights, but=UNDETERMINED) < 1e-3
+    assert largest_difference(last_weights(tmp_path), weights) < 1e-3
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(inputs, two_workers, tmp_path):

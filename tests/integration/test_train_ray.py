@@ -18,7 +18,7 @@ from txpert_dist.train.worker import train as train_on_ray
 
 pytestmark = pytest.mark.process
 
-EPOCHS, STEPS_PER_EPOCH, KILL_AT = 25, 11, 60
+EPOCHS, STEPS_PER_EPOCH, KILL_AT = 15, 11, 40
 TRAIN = {"epochs": EPOCHS, "log_every": 5}
 
 

@@ -86,12 +86,13 @@ def build_model(
                 basal = None
         gat = model.perturbation
         edges = edge_table(graphs, num_nodes, self_loops=gat.self_loops, reverse_edges=gat.reverse_edges)
+        decoder = _perceptron(model, model.latent, model.decoder.hidden, num_genes, _DECODER_DROPOUT, reduce)
+        if model.norm == "batch":
+            _fix_undetermined_biases(basal, decoder)
         return TxPert(
             basal=basal,
             perturbation=GraphAttentionEncoder(gat, edges, latent=model.latent),
-            decoder=_perceptron(
-                model, model.latent, model.decoder.hidden, num_genes, _DECODER_DROPOUT, reduce
-            ),
+            decoder=decoder,
         )
 
 
@@ -114,6 +115,14 @@ def parameter_counts(model: TxPert) -> dict[str, int]:
             ("decoder", model.decoder),
         )
     }
+
+
+def _fix_undetermined_biases(basal: Perceptron | None, decoder: Perceptron) -> None:
+    # Batch norm subtracts whatever these add, so their gradient is rounding noise alone. AdamW scales noise to
+    # full steps: they would wander, and the running means after them, differently on every number of workers.
+    fixed = [decoder.first] if basal is None else [decoder.first, basal.first, basal.last]
+    for linear in fixed:
+        linear.bias.requires_grad_(False)
 
 
 def _perceptron(

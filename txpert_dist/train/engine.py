@@ -84,7 +84,7 @@ def build_engine(
     _quieten(device)
     optimiser = config.optimiser
     adamw = torch.optim.AdamW(
-        model.parameters(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True
+        _trained(model).values(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         adamw, schedule(optimiser, num_steps=num_steps, start_step=start_step)
@@ -92,7 +92,7 @@ def build_engine(
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=list(model.parameters()),
+        model_parameters=list(_trained(model).values()),
         optimizer=adamw,
         lr_scheduler=scheduler,
         config=deepspeed_settings(
@@ -128,7 +128,7 @@ def optimiser_state(engine: Engine) -> dict[str, Tensor]:
     if not _has_stepped(engine):
         return {}
     state = {}
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine.module).items():
         for moment in MOMENTS:
             state[f"{moment}.{name}"] = _moment(engine, parameter, moment).cpu()
     return state
@@ -143,12 +143,12 @@ def restore_optimiser_state(engine: Engine, state: Mapping[str, Tensor], *, step
         return
     whole = {
         name: [_matching(state, name, moment, parameter) for moment in MOMENTS]
-        for name, parameter in engine.module.named_parameters()
+        for name, parameter in _trained(engine.module).items()
     }
     for group in engine.adamw.param_groups:  # one flat partition above stage 0, the parameters at stage 0
         for parameter in group["params"]:
             engine.adamw.state[parameter] = _zero_state(parameter, steps_taken)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine.module).items():
         for moment, value in zip(MOMENTS, whole[name], strict=True):
             _set_moment(engine, parameter, moment, value.to(parameter.device))
 
@@ -158,6 +158,11 @@ def _quieten(device: torch.device) -> None:
     if device.type == "cpu":
         # The shared-memory op serves inference only; building it costs 80 s and hangs on a stale lock.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:
