@@ -18,7 +18,18 @@ from tests.benchmarks.record import Case, write
 from tests.journey import Journey, scores, txpert
 
 SEEDS = (1, 2, 3)
-SIZES = ("--cells", "14000", "--genes", "1000", "--perturbations", "160", "--doubles", "16")
+SIZES = (
+    "--cells",
+    "14000",
+    "--genes",
+    "1000",
+    "--perturbations",
+    "160",
+    "--doubles",
+    "16",
+    "--cell-lines",
+    "1",
+)
 CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 
 

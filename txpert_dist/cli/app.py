@@ -3,6 +3,7 @@
 Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 1 anything else.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +77,9 @@ def _explain(entry: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point of the `txpert` command."""
+    # MLflow's own log of database migrations and its file-by-file bars would hide ours.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         app()
     except TrainingError as error:

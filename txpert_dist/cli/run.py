@@ -35,8 +35,16 @@ def train(
     console.print(f"run {config.name}: {config.run_folder}, records in {config.tracking_uri}")
     with progress() as show:
         done = run(config, progress=show)
+    if done.started_at == done.steps:
+        say("the run was complete before: nothing to do")
+    elif done.started_at:
+        say(f"went on from step {done.started_at:,}")
+    for line in done.damaged:
+        say(f"a damaged checkpoint was passed over: {line}")
+    if done.lost_metrics:
+        say(f"MLflow did not take {done.lost_metrics:,} metrics; the model is not affected")
     rows = [
-        ["epochs", f"{done.epochs:,}"],
+        ["epochs, steps", f"{done.epochs:,}, {done.steps:,}"],
         ["best validation Pearson delta", f"{done.validation_pearson_delta:.4f}"],
         ["best checkpoint", str(done.best)],
         ["MLflow run", done.run_id],

@@ -26,7 +26,7 @@ PLAIN_INTERVAL_S = 5.0
 """Without a terminal: seconds between two lines of the same stage."""
 
 ProgressCallback = Callable[[str, int, int], None]
-"""(what, done, total): a stage's name and how far it is."""
+"""(what, done, total): a stage's name and how far it is; a total of 0 is news that gets a line of its own."""
 
 
 def say(text: str) -> None:
@@ -65,6 +65,9 @@ def _on_bars(bars: Progress) -> ProgressCallback:
     tasks = {task.description: task.id for task in bars.tasks}
 
     def show(what: str, done: int, total: int) -> None:
+        if total == 0:
+            console.print(what)
+            return
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total)
@@ -77,7 +80,9 @@ def _on_lines() -> ProgressCallback:
 
     def show(what: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done >= total or now - last.get(what, -PLAIN_INTERVAL_S) >= PLAIN_INTERVAL_S:
+        if total == 0:
+            console.print(what, soft_wrap=True)
+        elif done >= total or now - last.get(what, -PLAIN_INTERVAL_S) >= PLAIN_INTERVAL_S:
             last[what] = now
             console.print(f"{what}: {done:,} of {total:,}")
 

@@ -57,4 +57,5 @@ def normalised_dispersion(moments: Moments) -> NDArray[np.float64]:
     alone = np.isnan(width)
     width = np.where(alone, centre, width)
     centre = np.where(alone, 0.0, centre)
-    return np.asarray((dispersion - centre) / width, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):  # genes of one dispersion: undefined, as in scanpy
+        return np.asarray((dispersion - centre) / width, np.float64)

@@ -22,6 +22,7 @@ from graph_store.graph import GraphError
 from txpert_dist import errors
 from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError, TrainingError, TxPertError
+from txpert_dist.train.checkpoint import SCORE
 from txpert_dist.train.inputs import open_inputs
 from txpert_dist.train.progress import ProgressFile, followed
 from txpert_dist.train.run_folder import absolute, claimed, existing_record, git_commit
@@ -54,7 +55,7 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 def train(config: Config, *, progress: Progress = _silent) -> TrainResult:
     """Train to the end on Ray: on the cluster at RAY_ADDRESS, else on this machine.
 
-    ``progress`` is called from a thread of its own. Raises ``StoreError``, ``GraphError``, ``InputError``,
+    ``progress`` is called with (what, done, total) from a thread of its own; a total of 0 is news, not a count. Raises ``StoreError``, ``GraphError``, ``InputError``,
     ``ConfigError``, ``CheckpointError`` or ``TrainingError``, each with one line for the user.
     ``KeyboardInterrupt`` passes through; the same call later goes on from the last checkpoint.
     """
@@ -175,10 +176,14 @@ def _fit(config: Config, record: RunRecord, commit: str) -> dict[str, Any]:
     writer = MetricWriter(record, system_metrics=True) if first else None
     progress = ProgressFile(config.run_folder / PROGRESS) if first else _silent
     progress(STARTING, 3, 3)
+
+    def tell(values: Mapping[str, float], epoch: int) -> None:
+        score = f"validation Pearson delta {values[SCORE]:.4f}"
+        progress(f"epoch {epoch} of {config.train.epochs}: {score}", 0, 0)
+        ray.train.report({**values, "epoch": epoch})
+
     hooks = Hooks(
-        progress=progress,
-        metrics=writer.log if writer else lambda _values, _step: None,
-        epoch=lambda values, number: ray.train.report({**values, "epoch": number}),
+        progress=progress, metrics=writer.log if writer else lambda _values, _step: None, epoch=tell
     )
     lost = 0
     try:

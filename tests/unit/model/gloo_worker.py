@@ -52,7 +52,7 @@ def main(folder: Path, world: int, rank: int) -> None:
         )
         (predicted_BG - observed_BG[share]).square().sum().backward()
     saved = {"predicted": predicted_BG.detach()}
-    saved |= {f"gradient:{name}": parameter.grad for name, parameter in model.named_parameters()}
+    saved |= {f"gradient:{name}": p.grad for name, p in model.named_parameters() if p.requires_grad}
     saved |= {f"state:{name}": value for name, value in model.state_dict().items()}
     model.eval()
     saved["evaluated"] = model(control_BG[share], perturbations_BM[share]).detach()
