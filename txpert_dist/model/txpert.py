@@ -118,8 +118,8 @@ def parameter_counts(model: TxPert) -> dict[str, int]:
 
 
 def _fix_undetermined_biases(basal: Perceptron | None, decoder: Perceptron) -> None:
-    # Batch norm subtracts whatever these add, so their gradient is rounding noise alone. AdamW scales noise to
-    # full steps: they would wander, and the running means after them, differently on every number of workers.
+    # Batch norm subtracts whatever these add, so their gradient is rounding noise alone. AdamW scales noise
+    # to full steps: they would wander, and the running means after them, unlike on other numbers of workers.
     fixed = [decoder.first] if basal is None else [decoder.first, basal.first, basal.last]
     for linear in fixed:
         linear.bias.requires_grad_(False)

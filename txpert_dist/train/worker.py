@@ -55,9 +55,10 @@ def _silent(_what: str, _done: int, _total: int) -> None:
 def train(config: Config, *, progress: Progress = _silent) -> TrainResult:
     """Train to the end on Ray: on the cluster at RAY_ADDRESS, else on this machine.
 
-    ``progress`` is called with (what, done, total) from a thread of its own; a total of 0 is news, not a count. Raises ``StoreError``, ``GraphError``, ``InputError``,
-    ``ConfigError``, ``CheckpointError`` or ``TrainingError``, each with one line for the user.
-    ``KeyboardInterrupt`` passes through; the same call later goes on from the last checkpoint.
+    ``progress`` is called with (what, done, total) from a thread of its own; a total of 0 is news, not a
+    count. Raises ``StoreError``, ``GraphError``, ``InputError``, ``ConfigError``, ``CheckpointError`` or
+    ``TrainingError``, each with one line for the user. ``KeyboardInterrupt`` passes through; the same call
+    later goes on from the last checkpoint.
     """
     config = absolute(config)
     inputs = open_inputs(config)

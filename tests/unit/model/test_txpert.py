@@ -181,4 +181,18 @@ def test_two_workers_equal_one(tmp_path):
             found = np.concatenate([first[name], second[name]])
         np.testing.assert_allclose(found, one[name], rtol=1e-10, atol=1e-10, err_msg=name)
     assert np.abs(one["gradient:basal.first.weight"]).max() > 1e-3
-    assert sum(name.startswith("gradient:") for name in one) == len(list(build().parameters()))
+    learned = {name for name, parameter in build().named_parameters() if parameter.requires_grad}
+    assert {name.removeprefix("gradient:") for name in one if name.startswith("gradient:")} == learned
+
+
+def test_biases_that_batch_norm_cancels_do_not_learn_and_have_no_gradient():
+    """Freed, their exact gradient is zero: fixing them changes no function the model can learn."""
+    model = build().double()
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert fixed == {"basal.first.bias", "basal.last.bias", "decoder.first.bias"}
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    control_BG, perturbations_BM = cells(12)
+    model(control_BG.double(), perturbations_BM).square().sum().backward()
+    gradients = {name: parameter.grad.abs().max().item() for name, parameter in model.named_parameters()}
+    assert max(gradients[name] for name in fixed) < 1e-9 * max(gradients.values())
