@@ -7,7 +7,7 @@ one. Derived values are properties, never fields.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
@@ -33,7 +33,9 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of the tree: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
@@ -68,27 +70,35 @@ class MlpBasal(Section):
     """Basal state by a two-layer perceptron: s = MLP(x)."""
 
     kind: Literal["mlp"] = "mlp"
+    """Chooses this variant."""
     hidden: PositiveInt = 512
+    """Width of the hidden layer."""
 
 
 class IdentityBasal(Section):
     """No basal encoder: the prediction is x + g(sum of z)."""
 
     kind: Literal["identity"] = "identity"
+    """Chooses this variant."""
 
 
 class Gat(Section):
     """Graph attention over the union of the knowledge graphs (GATv2), with learned node features."""
 
     kind: Literal["gat"] = "gat"
+    """Chooses this variant."""
     layers: PositiveInt = 4
+    """Rounds of message passing."""
     node_features: PositiveInt = 128
     """Width of the learned input embedding of every node."""
     hidden: PositiveInt = 128
     """Width of one head."""
     heads: PositiveInt = 2
+    """Attention heads of a layer, concatenated."""
     dropout: Probability = 0.2
+    """After every layer, the same on all workers."""
     self_loops: bool = True
+    """Every gene also attends to itself."""
     reverse_edges: bool = False
     """Also pass messages from target to source."""
     skip: Literal["concat", "none"] = "concat"
@@ -99,12 +109,14 @@ class Decoder(Section):
     """From latent to expression: one hidden layer."""
 
     hidden: PositiveInt = 512
+    """Width of the hidden layer."""
 
 
 class Model(Section):
     """TxPert: basal encoder + perturbation encoder + additive fusion + decoder."""
 
     latent: PositiveInt = 64
+    """Width d of basal state s and perturbation embedding z."""
     basal: MlpBasal | IdentityBasal = Field(default=MlpBasal(), discriminator="kind")
     perturbation: Gat = Gat()
     decoder: Decoder = Decoder()
@@ -118,8 +130,11 @@ class Optimiser(Section):
     """AdamW with linear warm-up and cosine decay, counted in steps."""
 
     learning_rate: PositiveFloat = 1e-3
+    """Reached at the end of the warm-up."""
     minimum_learning_rate: NonNegativeFloat = 0.0
+    """Reached at the last step."""
     weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of all steps over which the learning rate rises linearly."""
     gradient_clipping: NonNegativeFloat = 1.0
@@ -130,12 +145,15 @@ class Train(Section):
     """How long, how much at once, how often."""
 
     epochs: PositiveInt = 20
+    """Passes over the training cells."""
     minibatch_size: PositiveInt = 64
     """Cells per optimiser step over all workers together: the result does not depend on their number."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes in bfloat16 where it is safe; parameters stay fp32."""
     log_every: PositiveInt = 10
     """Steps between two metric records."""
     checkpoint_every_epochs: PositiveInt = 1
+    """Epochs between two checkpoints; a new best is always kept."""
     keep_checkpoints: PositiveInt = 2
     """Most recent checkpoints that stay, the best one besides."""
 
@@ -144,9 +162,13 @@ class Cluster(Section):
     """The workers."""
 
     num_workers: PositiveInt = 1
+    """Data-parallel workers; they share each minibatch equally."""
     cpus_per_worker: PositiveInt = 1
+    """CPUs that Ray reserves for each."""
     use_gpu: bool = False
+    """One GPU for each worker."""
     zero_stage: Literal[0, 1, 2] = 1
+    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well."""
     max_failures: NonNegativeInt = 1
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
 
@@ -157,6 +179,7 @@ class Tracking(Section):
     uri: str | None = None
     """MLflow tracking server; a SQLite file in the output folder when left out."""
     experiment: str = "txpert"
+    """MLflow experiment that the run belongs to."""
 
 
 class Config(Section):
@@ -165,6 +188,7 @@ class Config(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "txpert"
     """Name of the run and of its folder; the same name resumes."""
     seed: NonNegativeInt = 0
+    """Decides initial weights, the order of cells, dropout and control draws."""
     output: Path = Path("runs")
     """Folder that holds the run's folder."""
     data: Data
@@ -218,6 +242,42 @@ def dump(config: Config) -> str:
 def flatten(config: Config) -> dict[str, str]:
     """Every leaf as ``section.key`` -> text, as MLflow parameters want it."""
     return dict(_leaves(config.model_dump(mode="json"), ""))
+
+
+class KeyHelp(NamedTuple):
+    """One key of the configuration, for people."""
+
+    key: str
+    default: str
+    """As YAML; empty when the key must be given."""
+    meaning: str
+
+
+def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[KeyHelp]:
+    """Every key with its default and meaning, in the order of the tree; variants under their ``kind``."""
+    keys = []
+    for name, field in section.model_fields.items():
+        kinds = _sections(field.annotation)
+        for kind in kinds:
+            label = f"{name}({_kind(kind)})" if len(kinds) > 1 else name
+            keys += describe(kind, f"{prefix}{label}.")
+        if not kinds:
+            default = "" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0]
+            keys.append(KeyHelp(prefix + name, default.strip(), field.description or ""))
+    return keys
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _kind(section: type[BaseModel]) -> str:
+    return str(section.model_fields["kind"].default)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    options = getattr(annotation, "__args__", None) or (annotation,)
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -274,10 +334,8 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        kinds = getattr(field.annotation, "__args__", None) or (field.annotation,)
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += [f"{prefix}{name}.{key}" for key in _keys(kind)]
+        for kind in _sections(field.annotation):
+            keys += [f"{prefix}{name}.{key}" for key in _keys(kind)]
     return keys
 
 

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anndata
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.journey import Journey, attempt, scores, txpert
+from tests.journey import TXPERT, Journey, attempt, scores, txpert
 
 CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "demo.yaml"
 SIZES = ("--cells=3000", "--genes=200", "--perturbations=40", "--cell-lines=1", "--batches=3", "--seed=5")
@@ -47,6 +49,24 @@ def test_the_same_command_on_a_finished_run_does_nothing(journey: Journey) -> No
     before = written(journey.run / "checkpoints")
     journey.train(CONFIG, "train.epochs=3")
     assert written(journey.run / "checkpoints") == before
+
+
+def test_a_killed_run_goes_on_by_the_same_command_and_ends_with_the_same_weights(journey: Journey) -> None:
+    """kill -9 of the driver after the first checkpoint; the finished run of the fixture is the reference."""
+    killed = journey.run.with_name("killed")
+    paths = (f"data.store={journey.store}", f"graph.location={journey.graphs}", f"output={killed.parent}")
+    command = [str(TXPERT), "train", str(CONFIG), "name=killed", *paths, "train.epochs=3"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while not list(killed.glob("checkpoints/epoch-*/manifest.json")) and driver.poll() is None:
+            time.sleep(0.02)
+        driver.kill()
+    assert driver.returncode == -signal.SIGKILL
+    assert len(list(killed.glob("checkpoints/epoch-*"))) < 3
+    resumed = txpert(*command[1:])
+    assert "went on from step" in resumed
+    last = [sorted(run.glob("checkpoints/epoch-*"))[-1] for run in (journey.run, killed)]
+    assert last[0].name == last[1].name
+    assert (last[0] / "model.safetensors").read_bytes() == (last[1] / "model.safetensors").read_bytes()
 
 
 def test_another_configuration_under_the_same_name_is_refused(journey: Journey) -> None:

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txpert_dist.config import Config, dump, flatten, load
+from txpert_dist.config import Config, describe, dump, flatten, load
 from txpert_dist.errors import ConfigError
 
 MINIMAL = {"data": {"store": "screen.zarr"}, "graph": {"location": "graphs"}}
@@ -102,3 +102,11 @@ def test_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_every_key_is_explained_with_its_default() -> None:
+    keys = {key.key: key for key in describe()}
+    assert keys["train.epochs"].default == "20"
+    assert keys["data.store"].default == ""
+    assert "model.basal(identity).kind" in keys
+    assert not [key.key for key in keys.values() if not key.meaning and not key.key.endswith(".kind")]

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from graph_store.graph import GraphError
 from txpert_dist import __version__
 from txpert_dist.cli import data, doctor, graph, run, serving
-from txpert_dist.cli.screen import console, print_error
-from txpert_dist.config import dump, load
-from txpert_dist.errors import TrainingError, TxPertError
+from txpert_dist.cli.screen import console, output, print_error, table
+from txpert_dist.config import describe, dump, load
+from txpert_dist.errors import ConfigError, TrainingError, TxPertError
 
 app = typer.Typer(
     name="txpert",
@@ -44,13 +44,24 @@ app.command()(doctor.doctor)
 
 @app.command()
 def config(
-    file: Annotated[Path, typer.Argument(help="Run configuration (YAML).", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="Run configuration (YAML).", show_default=False)] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="`section.key=value`, as for train.", show_default=False)
     ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="List every key, its default and meaning.")] = False,
 ) -> None:
-    """Print the resolved configuration: defaults, file and overrides together. Starts nothing."""
-    typer.echo(dump(load(file, overrides or [])), nl=False)
+    """Print the resolved configuration: defaults, file and overrides together. Starts nothing.
+
+    txpert config run.yaml train.epochs=5
+    txpert config --keys
+    """
+    if keys:
+        rows = [list(key) for key in describe()]
+        output.print(table("run configuration", ["key", "default", "meaning"], rows, texts=3))
+    elif file is None:
+        raise ConfigError("config: give a run configuration, or --keys to see what can be in one")
+    else:
+        typer.echo(dump(load(file, overrides or [])), nl=False)
 
 
 def _version(show: bool) -> None:
@@ -90,6 +101,11 @@ def main() -> None:
         sys.exit(2)
     except ValidationError as error:
         print_error("; ".join(_explain(dict(entry)) for entry in error.errors()))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"graph_store", "txpert_dist"}:
+            raise
+        print_error(f"{error.name} is not installed; this verb needs it: pip install 'txpert-dist[train]'")
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from the last checkpoint", style="yellow")

@@ -70,7 +70,7 @@ def simulate(
         ["truth", str(done.truth)],
         ["recipe of the graphs", str(done.graphs)],
     ]
-    output.print(table(f"simulated: {done.screen}", ["what", ""], rows))
+    output.print(table(f"simulated: {done.screen}", ["what", ""], rows, texts=2))
 
 
 def ingest(
@@ -177,11 +177,11 @@ def _show(summary: "IngestSummary") -> None:
     labels = [[row.label, row.perturbation, f"{row.num_cells:,}"] for row in summary.labels]
     shown = labels if len(labels) <= LABELS_SHOWN else [row for row in labels if row[0] != row[1]]
     if shown:
-        output.print(table("labels", ["in the file", "perturbation", "cells"], shown[:LABELS_SHOWN]))
+        output.print(table("labels", ["in the file", "perturbation", "cells"], shown[:LABELS_SHOWN], texts=2))
     if len(labels) > len(shown[:LABELS_SHOWN]):
         changed = sum(row[0] != row[1] for row in labels)
         say(f"{len(labels):,} labels, {changed:,} of them spelled anew; the store's uns has the whole table")
-    output.print(table(f"{summary.store} {state}", ["cell store", ""], rows))
+    output.print(table(f"{summary.store} {state}", ["cell store", ""], rows, texts=2))
     for row in summary.filters:
         say(f"note: {row.filter} keeps {row.kept:,} cells and leaves out {row.dropped:,}")
     for note in summary.notes:
@@ -208,7 +208,7 @@ def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=F
         ["scale", cells.input_scale],
         ["manifest", cells.manifest_hash],
     ]
-    output.print(table(str(path), ["cell store", ""], rows))
+    output.print(table(str(path), ["cell store", ""], rows, texts=2))
 
 
 @store.command()

@@ -40,7 +40,7 @@ def doctor(
     """Check this machine: versions, GPU, disk, ports. Exits with 2 when training cannot work here."""
     findings = [_python(), *map(_package, PACKAGES), _gpu(), _disk(folder), _loopback()]
     rows = [[finding.what, finding.found, finding.remedy or "ok"] for finding in findings]
-    output.print(table("This machine", ["part", "found", "to do"], rows))
+    output.print(table("This machine", ["part", "found", "to do"], rows, texts=3))
     if any(finding.remedy.startswith("needed") for finding in findings):
         raise typer.Exit(2)
 

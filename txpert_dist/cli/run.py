@@ -25,7 +25,7 @@ def train(
     """Train on Ray workers with DeepSpeed, on this machine or on the cluster at RAY_ADDRESS.
 
     Everything is recorded in MLflow. The same command again goes on where an interrupted run stopped, and
-    does nothing when the run is complete.
+    does nothing when the run is complete. `txpert config --keys` lists what can be configured.
 
         txpert train run.yaml train.epochs=40 cluster.num_workers=2
     """
@@ -49,7 +49,7 @@ def train(
         ["best checkpoint", str(done.best)],
         ["MLflow run", done.run_id],
     ]
-    output.print(table(f"run {config.name}", ["result", ""], rows))
+    output.print(table(f"run {config.name}", ["result", ""], rows, texts=2))
     say(f"next: txpert evaluate {config.run_folder}")
 
 

@@ -89,11 +89,11 @@ def _on_lines() -> ProgressCallback:
     return show
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is left-aligned and whose others are right-aligned."""
+def table(title: str, columns: list[str], rows: list[list[str]], *, texts: int = 1) -> Table:
+    """A table whose first ``texts`` columns are left-aligned and whose others, numbers, right-aligned."""
     drawn = Table(title=title, title_justify="left", header_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right")
+        drawn.add_column(column, justify="left" if number < texts else "right")
     for row in rows:
         drawn.add_row(*row)
     return drawn

@@ -59,6 +59,34 @@ def test_every_verb_explains_itself(verb: tuple[str, ...]) -> None:
     assert len(done.stdout) > 300
 
 
+def test_a_host_without_torch_builds_graphs_and_says_what_training_needs(folder: Path) -> None:
+    """The base install has no torch: a finder that hides the train extra stands in for its absence."""
+    hidden = ("torch", "ray", "deepspeed", "mlflow", "safetensors", "seaborn")
+    hide = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {hidden}:\n"
+        "            raise ModuleNotFoundError(name=name.partition('.')[0])\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "from txpert_dist.cli.app import main\n"
+        "main()\n"
+    )
+
+    def bare(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", hide, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    built = bare("graph", "build", folder / "graphs.yaml", "--out", folder / "graphs")
+    assert built.returncode == 0, built.stderr
+    (folder / "bare.yaml").write_text(
+        f"data: {{store: {folder / 'screen.zarr'}}}\ngraph: {{location: {folder / 'graphs'}}}\n"
+    )
+    trained = bare("train", folder / "bare.yaml", f"output={folder / 'bare-runs'}")
+    assert trained.returncode == 2
+    assert "txpert-dist[train]" in trained.stderr.strip().splitlines()[-1]
+
+
 def test_graph_build_names_isolated_genes_and_is_idempotent(folder: Path) -> None:
     again = txpert("graph", "build", folder / "graphs.yaml", "--out", folder / "graphs")
     assert again.returncode == 0
