@@ -52,7 +52,11 @@ def test_a_killed_worker_costs_time_and_nothing_else(tmp_path):
 
     assert watcher.killed is not None
     assert watcher.heard[0] == (STARTING, 0, 3)
-    assert watcher.heard[-1] == ("train", EPOCHS * STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH)
+    assert ("train", EPOCHS * STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH) in watcher.heard
+    score = f"{result.validation_pearson_delta:.4f}"
+    news = [what for what, _, total in watcher.heard if total == 0]
+    assert any(what.startswith(f"epoch {EPOCHS} of {EPOCHS}: ") for what in news)
+    assert any(what.endswith(score) for what in news)
     assert (result.epochs, result.steps) == (EPOCHS, EPOCHS * STEPS_PER_EPOCH)
     assert 0 < result.started_at < result.steps
     assert result.damaged == ()
