@@ -17,7 +17,8 @@ class RealScreen(NamedTuple):
     name: str
     file: Path
     ingest: tuple[str, ...]
-    cell_line: str
+    epochs: int
+    """Epochs that make about 400 optimiser steps of the small model."""
 
 
 PAPALEXI = RealScreen(
@@ -30,7 +31,7 @@ PAPALEXI = RealScreen(
         "--cell-line=THP-1",
         "--select-genes=0",
     ),
-    "THP-1",
+    8,
 )
 NORMAN = RealScreen(
     "Norman 2019 (K562, CRISPRa, with doubles)",
@@ -43,7 +44,7 @@ NORMAN = RealScreen(
         "--library-size-key=libsize_recovered",
         "--select-genes=0",
     ),
-    "K562",
+    60,
 )
 
 

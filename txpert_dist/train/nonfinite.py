@@ -25,18 +25,12 @@ def culprit(module: nn.Module, batch: DenseBatch, loss: Callable[[], Tensor], *,
     poisoned = [name for name, parameters in groups.items() if not _finite(parameters)]
     if poisoned:
         return f"the parameters of {', '.join(poisoned)}"
-    named = [name for name, parameters in groups.items() for _ in parameters]
-    gradients = torch.autograd.grad(
-        loss(), [p for parameters in groups.values() for p in parameters], allow_unused=True
-    )
-    local = [
-        float(
-            not _finite(
-                [g for g, owner in zip(gradients, named, strict=True) if owner == name and g is not None]
-            )
-        )
-        for name in groups
-    ]
+    learned = [(name, p) for name, parameters in groups.items() for p in parameters if p.requires_grad]
+    gradients = torch.autograd.grad(loss(), [p for _, p in learned], allow_unused=True)
+    bad_here = {
+        name for (name, _), g in zip(learned, gradients, strict=True) if g is not None and not _finite([g])
+    }
+    local = [float(name in bad_here) for name in groups]
     counts = sum_numbers(local, device=device)
     bad = [name for name, count in zip(groups, counts, strict=True) if count]
     return f"the gradient of {', '.join(bad)}" if bad else "the loss itself"
