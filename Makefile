@@ -30,7 +30,7 @@ demo: $(SETUP)  ## simulate, ingest, build graphs, train on 2 workers, evaluate,
 	@PATH="$(abspath $(BIN)):$$PATH" bash jobs/demo.sh
 
 test: $(SETUP)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(SETUP)  ## ruff, formatting, mypy strict, import contracts
 	$(BIN)/ruff check .
