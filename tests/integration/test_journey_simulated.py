@@ -189,3 +189,4 @@ def test_lineage_is_in_the_tracking_database(journey: Journey, champion: str) ->
     with sqlite3.connect(journey.folder / "runs" / "mlflow.db") as database:
         keys = {row[0] for row in database.execute("select key from latest_metrics")}
     assert {"train/loss", "validation/pearson_delta", "time/data_wait_s"} <= keys
+    assert {"test/model/pearson_delta", "test/general/retrieval", "test/split_half_pooled/retrieval"} <= keys

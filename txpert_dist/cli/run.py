@@ -98,7 +98,7 @@ def evaluate(
         )
     result = _score(ready, cells.path, split, seed, model)
     write_report(result, out)
-    _log(folder, out)
+    _log(folder, result, out, step=ready.loaded.state.step)
     _show(result)
     say(f"report: {out / 'report.md'}")
 
@@ -129,12 +129,21 @@ def _score(ready: "Registered", path: Path, split: str, seed: int, name: str) ->
         return run(cells, [predictor], split=split, genes=genes, seed=seed, origin=origin, progress=show)
 
 
-def _log(folder: Path, report: Path) -> None:
-    from txpert_dist.train.tracking import RECORD, describe_run, read_run_record
+def _log(folder: Path, report: "Report", files: Path, *, step: int) -> None:
+    """Add the report to the MLflow run that the folder belongs to, if it is a run's."""
+    from txpert_dist.train.tracking import RECORD, MetricWriter, describe_run, read_run_record
 
-    if (folder / RECORD).exists():
-        record = read_run_record(folder)
-        describe_run(record, status=record.status, artefact=report)
+    if not (folder / RECORD).exists():
+        return
+    record = read_run_record(folder)
+    writer = MetricWriter(record)
+    for row in (*report.predictors, *report.reproducibility):
+        means = {name: value.mean for name, value in row.metrics.items() if value.mean is not None}
+        writer.log(
+            {f"{report.provenance.split}/{row.name}/{name}": mean for name, mean in means.items()}, step
+        )
+    writer.close()
+    describe_run(record, status=record.status, artefact=files)
 
 
 def _number(value: float | None) -> str:
