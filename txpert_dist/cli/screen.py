@@ -19,8 +19,9 @@ from rich.table import Table
 PLAIN_WIDTH = 132
 """Columns of tables when the output is no terminal, so that a log does not cut them."""
 
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+# No markup: names from files may hold brackets.
+console = Console(stderr=True, highlight=False, markup=False)
+output = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 PLAIN_INTERVAL_S = 5.0
 """Without a terminal: seconds between two lines of the same stage."""
