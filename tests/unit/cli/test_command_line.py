@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.bad_inputs import CASES, BadInput
 from txpert_dist.cli.app import main
 
 TXPERT = [sys.executable, "-c", "from txpert_dist.cli.app import main; main()"]
@@ -195,3 +196,36 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     for fragment in expected:
         assert fragment in lines[-1]
     assert sorted(folder.iterdir()) == before
+
+
+def _options(settings: dict[str, object]) -> list[str]:
+    """Settings of an ingest as a user types them."""
+    arguments = [str(path) for path in settings["sources"]]
+    for key, value in settings.items():
+        if key != "sources":
+            values = value if isinstance(value, tuple) else (value,)
+            arguments += [f"--{key.replace('_', '-')}={each}" for each in values]
+    return arguments
+
+
+# Without any source the parser itself shows the usage.
+SCREENS = [case for case in CASES if case.name != "no source"]
+
+
+@pytest.mark.parametrize("case", SCREENS, ids=[case.name for case in SCREENS])
+def test_every_listed_bad_screen_ends_the_command_with_one_line(
+    case: BadInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    options = _options(case.build(tmp_path / "in"))
+    store = tmp_path / "out" / "screen.zarr"
+    monkeypatch.setattr(sys, "argv", ["txpert", "ingest", *options, f"--store={store}"])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert ending.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    for fragment in case.fragments:
+        assert " ".join(fragment.split()) in errors[0]
+    assert not store.exists()
+    assert not store.parent.exists() or not list(store.parent.iterdir())
