@@ -22,7 +22,7 @@ def make(screen: RealScreen, folder: Path) -> Journey:
     journey = Journey(folder)
     txpert("ingest", screen.file, "--store", journey.store, *screen.ingest)
     txpert("graph", "build", write_recipe(folder), "--out", journey.graphs, "--store", journey.store)
-    journey.train(CONFIG, "train.epochs=2")
+    journey.train(CONFIG, "train.epochs=2", "train.minibatch_size=512")
     txpert("evaluate", journey.run)
     txpert("register", journey.run, "--name", "real", "--alias", "champion", "--force")
     txpert(
