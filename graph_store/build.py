@@ -1,32 +1,37 @@
-"""From the recipe to a snapshot: read, resolve, select, write.
+"""From the recipe to a snapshot: read, resolve, select, assemble, write.
 
 Enters: a ``GraphConfig`` with absolute paths. Leaves: a snapshot under ``out`` and a ``BuildSummary``.
 Invariant: building again from the same files and recipe changes nothing and reads only hashes.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from graph_store import snapshot
+from graph_store.assemble import Kept, NodeList, Progress, assemble
 from graph_store.config import EdgesSource, GraphConfig, GraphSpec, recipe
-from graph_store.genes import Aliases, candidates, node_aliases
-from graph_store.graph import GraphError, KnowledgeGraph
+from graph_store.genes import Aliases, resolve
+from graph_store.graph import GraphError
 from graph_store.hashing import file_digest, name_hashes
-from graph_store.record import GraphReport, InputFile, Record, read_record, snapshot_ids
+from graph_store.record import (
+    ExpanderReport,
+    GraphReport,
+    InputFile,
+    NodesReport,
+    PositionalReport,
+    Record,
+    read_record,
+    snapshot_ids,
+)
 from graph_store.rewire import rewire
-from graph_store.snapshot import UNMATCHED, Draft, UnmatchedName
+from graph_store.snapshot import UNMATCHED
 from graph_store.sources.aliases import read_aliases
 from graph_store.sources.edges import read_edges
 from graph_store.sources.gmt import read_gmt
-from graph_store.sources.source import SourceGraph
+from graph_store.sources.nodes import read_node_names
 from graph_store.sparsify import Edges, sparsify
-
-Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, how much there is."""
 
 
 class BuildSummary(NamedTuple):
@@ -36,18 +41,14 @@ class BuildSummary(NamedTuple):
     path: Path
     num_genes: int
     num_aliases: int
+    nodes: NodesReport | None
     graphs: tuple[GraphReport, ...]
+    expander: ExpanderReport
+    positional: tuple[PositionalReport, ...]
     unmatched: Path
     """Table of the names that could not be brought to one approved symbol."""
     was_there: bool
     """The same snapshot had been built before; nothing was done."""
-
-
-class _Kept(NamedTuple):
-    source: SourceGraph
-    edges: Edges
-    """Over the source's genes."""
-    report: GraphReport
 
 
 def build(
@@ -57,28 +58,31 @@ def build(
 
     Raises ``GraphError`` naming file and place for input that cannot be used.
     """
-    total = len(config.graphs) + 3
+    total = len(config.graphs) + 4
     progress("hash inputs", 0, total)
     inputs = _inputs(config)
-    plan = recipe(config)
-    present = _find(out, plan, inputs)
+    present = _find(out, recipe(config), inputs)
     if present is not None:
         progress("already built", total, total)
         return _summary(out, present, was_there=True)
     progress("read gene names", 1, total)
     aliases = read_aliases(config.aliases) if config.aliases is not None else None
+    nodes = _node_list(config.nodes, aliases) if config.nodes is not None else None
     kept = []
     for number, spec in enumerate(config.graphs):
         progress(f"build {spec.name}", number + 2, total)
         kept.append(_keep(spec, aliases, seed=config.seed))
+    progress("draw expander, encode positions", total - 2, total)
+    draft = assemble(config, inputs, aliases, kept, nodes, progress)
     progress("write snapshot", total - 1, total)
-    folder = snapshot.write(out, _draft(plan, inputs, aliases, kept))
+    folder = snapshot.write(out, draft)
     progress("done", total, total)
     return _summary(out, read_record(folder), was_there=False)
 
 
 def _inputs(config: GraphConfig) -> tuple[InputFile, ...]:
     roles = [("aliases", config.aliases.path)] if config.aliases is not None else []
+    roles += [("nodes", config.nodes)] if config.nodes is not None else []
     roles += [(f"graph {spec.name}", spec.source.path) for spec in config.graphs]
     inputs = []
     for role, path in roles:
@@ -102,7 +106,12 @@ def _find(out: Path, plan: dict[str, Any], inputs: tuple[InputFile, ...]) -> Rec
     return None
 
 
-def _keep(spec: GraphSpec, aliases: Aliases | None, *, seed: int) -> _Kept:
+def _node_list(path: Path, aliases: Aliases | None) -> NodeList:
+    listed = read_node_names(path)
+    return NodeList(listed, resolve(listed.names, aliases))
+
+
+def _keep(spec: GraphSpec, aliases: Aliases | None, *, seed: int) -> Kept:
     """Read one source and select its edges."""
     if isinstance(spec.source, EdgesSource):
         source, directed = read_edges(spec.source, aliases), spec.source.directed
@@ -132,62 +141,24 @@ def _keep(spec: GraphSpec, aliases: Aliases | None, *, seed: int) -> _Kept:
         ambiguous=len(names.ambiguous),
         unmatched=len(names.unmatched),
     )
-    return _Kept(source, edges, report)
+    return Kept(source, edges, report)
 
 
 def _graph_seed(name: str, seed: int) -> int:
     return int(name_hashes([name], seed=seed)[0] >> np.uint64(1))
 
 
-def _draft(
-    plan: dict[str, Any], inputs: tuple[InputFile, ...], aliases: Aliases | None, kept: list[_Kept]
-) -> Draft:
-    """Everything over one vocabulary: the genes that have an edge in some graph."""
-    genes = tuple(
-        sorted({part.source.genes[node] for part in kept for node in np.unique(part.edges.edges_2E)})
-    )
-    position = {gene: number for number, gene in enumerate(genes)}
-    graphs = tuple(
-        # Both vocabularies are sorted by name, so the order of the edges stays right.
-        KnowledgeGraph(
-            part.report.name,
-            _renumbering(part.source.genes, position)[part.edges.edges_2E],
-            part.edges.weight_E,
-        )
-        for part in kept
-    )
-    return Draft(
-        plan,
-        inputs,
-        genes,
-        graphs,
-        node_aliases(aliases, genes),
-        tuple(part.report for part in kept),
-        tuple(item for part in kept for item in _unmatched(part, aliases)),
-    )
-
-
-def _renumbering(names: tuple[str, ...], position: dict[str, int]) -> NDArray[np.int32]:
-    return np.array([position.get(name, -1) for name in names], dtype=np.int32)
-
-
-def _unmatched(part: _Kept, aliases: Aliases | None) -> list[UnmatchedName]:
-    if aliases is None:
-        return []
-    names = part.source.resolution
-    reasons = dict.fromkeys(names.unmatched, "unmatched") | dict.fromkeys(names.ambiguous, "ambiguous")
-    near = candidates(aliases, reasons)
-    return [UnmatchedName(part.report.name, name, reasons[name], near[name]) for name in sorted(reasons)]
-
-
 def _summary(out: Path, record: Record, *, was_there: bool) -> BuildSummary:
     folder = out / record.id
     return BuildSummary(
-        record.id,
-        folder,
-        record.num_genes,
-        record.num_aliases,
-        tuple(record.graphs),
-        folder / UNMATCHED,
-        was_there,
+        id=record.id,
+        path=folder,
+        num_genes=record.num_genes,
+        num_aliases=record.num_aliases,
+        nodes=record.nodes,
+        graphs=tuple(record.graphs),
+        expander=record.expander,
+        positional=tuple(record.positional),
+        unmatched=folder / UNMATCHED,
+        was_there=was_there,
     )

@@ -1,8 +1,8 @@
 """The recipe of a snapshot as one typed tree (``graphs.yaml``).
 
 Enters: a YAML file. Leaves: one frozen ``GraphConfig`` with absolute paths. Unknown keys are refused with the
-nearest known one. ``recipe`` is everything that decides the edges, without the paths: it enters the snapshot
-id.
+nearest known one. ``recipe`` is everything that decides the snapshot, without the paths: it enters the
+snapshot id.
 """
 
 from pathlib import Path
@@ -23,8 +23,11 @@ from graph_store.explain import explain, read_yaml
 from graph_store.graph import GraphError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Width = Annotated[int, Field(ge=0, le=256)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 MAX_SEED = 2**63 - 1
+MAX_CYCLES = 64
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Section(BaseModel):
@@ -134,13 +137,36 @@ class GraphSpec(Section):
         return self
 
 
+class ExpanderOptions(Section):
+    """Random cycles through all genes, for encoders that attend along them (Exphormer)."""
+
+    cycles: Annotated[int, Field(ge=0, le=MAX_CYCLES)] = 3
+    """Number of cycles; each gives every gene two neighbours. 0: none."""
+    seed: Seed | None = None
+    """Seed of the cycles; the recipe's when left out."""
+
+
+class PositionalOptions(Section):
+    """Encodings of where a gene stands in each knowledge graph; 0: not computed."""
+
+    random_walk: Width = 0
+    """Steps of a random walk after which its probability of being back is kept."""
+    laplacian: Width = 0
+    """Eigenvectors of the normalised Laplacian."""
+
+
 class GraphConfig(Section):
     """The recipe of one snapshot."""
 
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    """Decides the direction of undirected pairs, and the rewiring."""
+    seed: Seed = 0
+    """Decides the direction of undirected pairs, the rewiring and the expander."""
     aliases: AliasTable | None = None
     """Table that brings gene names to their approved symbols; names stay as they are without one."""
+    nodes: Path | None = None
+    """Genes that are nodes even when no graph has an edge for them: a text file with one name a line, or the
+    first column of a csv, tsv or parquet table."""
+    expander: ExpanderOptions = ExpanderOptions()
+    positional: PositionalOptions = PositionalOptions()
     graphs: Annotated[tuple[GraphSpec, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -155,10 +181,11 @@ class GraphConfig(Section):
 
 
 def recipe(config: GraphConfig) -> dict[str, Any]:
-    """Everything that decides the edges, as plain JSON values; paths are left out."""
-    return config.model_dump(
-        mode="json", exclude={"aliases": {"path"}, "graphs": {"__all__": {"source": {"path"}}}}
+    """Everything that decides the snapshot, as plain JSON values; of paths only whether there is one."""
+    plan = config.model_dump(
+        mode="json", exclude={"aliases": {"path"}, "graphs": {"__all__": {"source": {"path"}}}, "nodes": True}
     )
+    return plan | {"nodes": config.nodes is not None}
 
 
 def load(path: Path) -> GraphConfig:
@@ -182,4 +209,5 @@ def _resolved(config: GraphConfig, folder: Path) -> GraphConfig:
 
     graphs = tuple(spec.model_copy(update={"source": absolute(spec.source)}) for spec in config.graphs)
     aliases = absolute(config.aliases) if config.aliases is not None else None
-    return config.model_copy(update={"aliases": aliases, "graphs": graphs})
+    nodes = folder / config.nodes.expanduser() if config.nodes is not None else None
+    return config.model_copy(update={"aliases": aliases, "graphs": graphs, "nodes": nodes})

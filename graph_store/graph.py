@@ -4,7 +4,7 @@ Enters: arrays. Leaves: the same arrays, checked. Invariants: edges are destinat
 source), every end is a node of the one vocabulary, no edge is listed twice in a graph.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,32 @@ class KnowledgeGraph(NamedTuple):
     """(E,) the source's own weight after filtering, 1 where the source gives none."""
 
 
+class Expander(NamedTuple):
+    """Random edges that make every node a few steps from every other: the union of random cycles."""
+
+    edges_2E: NDArray[np.int32]
+    """(2, E) both directions of every cycle's edges, sorted by cycle, target, source."""
+    cycle_E: NDArray[np.int32]
+    """(E,) number of the cycle that each edge belongs to, ascending from 0."""
+    num_cycles: int
+
+
+NO_EXPANDER = Expander(np.zeros((2, 0), np.int32), np.zeros(0, np.int32), 0)
+"""The expander of a snapshot that was built without one."""
+
+PositionalKind = Literal["random_walk", "laplacian"]
+
+
+class PositionalEncoding(NamedTuple):
+    """Where each node stands in one knowledge graph."""
+
+    graph: str
+    """Name of the knowledge graph."""
+    kind: PositionalKind
+    value_PN: NDArray[np.float32]
+    """(P, N) probabilities of a random walk's return after 1 to N steps, or N Laplacian eigenvectors."""
+
+
 class Snapshot(NamedTuple):
     """An immutable, materialised set of knowledge graphs, named by the hash of its inputs and recipe."""
 
@@ -33,6 +59,9 @@ class Snapshot(NamedTuple):
     graphs: tuple[KnowledgeGraph, ...]
     aliases: dict[str, str]
     """Other unambiguous names of nodes -> node name, as the supplied gene table has them."""
+    expander: Expander = NO_EXPANDER
+    positional: tuple[PositionalEncoding, ...] = ()
+    """Of each graph, the kinds that the recipe asks for."""
 
 
 def check_graph(graph: KnowledgeGraph, num_genes: int) -> None:

@@ -8,15 +8,15 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from graph_store.graph import GraphError
 
 FILE_NAME = "snapshot.json"
-LAYOUT = 1
-"""Version of the files of a snapshot, and of the rules from recipe to edges; another one is refused."""
+LAYOUT = 2
+"""Version of the files of a snapshot, and of the rules from recipe to arrays; another one is refused."""
 
 
 ID = re.compile(r"[0-9a-f]{32}")
@@ -38,7 +38,7 @@ class InputFile(_Part):
     """A file the snapshot was built from; its folder is nobody's business."""
 
     role: str
-    """``aliases`` or ``graph NAME``."""
+    """``aliases``, ``nodes`` or ``graph NAME``."""
     name: str
     sha256: str
     size: int
@@ -72,6 +72,47 @@ class GraphReport(_Part):
     """Names that the gene table does not know, left as they are."""
 
 
+class NodesReport(_Part):
+    """What became of the list of further nodes; names = duplicates + in_graphs + added."""
+
+    names: int
+    duplicates: int
+    """Names that mean a gene which the list has already."""
+    in_graphs: int
+    """Genes that a graph has too."""
+    added: int
+    """Genes that are nodes because of the list alone: they have expander edges only."""
+    renamed: int
+    """Names brought to their approved symbol."""
+    ambiguous: int
+    """Names that mean several genes, left as they are."""
+    unmatched: int
+    """Names that the gene table does not know, left as they are."""
+
+
+class ExpanderReport(_Part):
+    """The random cycles through all nodes."""
+
+    cycles: int
+    edges: int
+    """Both directions counted."""
+    tries: int
+    """Draws until the spectral gap was wide enough; 0 without cycles."""
+    lambda_2: float
+    """Second largest eigenvalue of the cycles' adjacency matrix."""
+    gap: float
+    """The largest eigenvalue, which is the degree, minus ``lambda_2``."""
+
+
+class PositionalReport(_Part):
+    """One positional encoding; the kinds are those of ``graph_store.graph.PositionalKind``."""
+
+    graph: str
+    kind: Literal["random_walk", "laplacian"]
+    width: int
+    """Steps of the walk, or eigenvectors."""
+
+
 class Record(_Part):
     """Everything ``snapshot.json`` says."""
 
@@ -82,7 +123,11 @@ class Record(_Part):
     inputs: list[InputFile]
     num_genes: int
     num_aliases: int
+    nodes: NodesReport | None
+    """None when the recipe lists no further nodes."""
     graphs: list[GraphReport]
+    expander: ExpanderReport
+    positional: list[PositionalReport]
     files: dict[str, FileHash]
 
 

@@ -1,13 +1,15 @@
 """Immutable snapshots: a folder of Arrow files named by the hash of what is in them.
 
-Enters: genes, graphs, aliases and the recipe they follow. Leaves: ``<out>/<id>/`` and, from it, a
-``Snapshot``. Invariants: the id is a hash of recipe and content (no paths, no file bytes), so it is the same
-on every machine and for every order of the input rows; a folder under an id is complete or absent; nothing is
-read whose hash does not match.
+Enters: genes, graphs, aliases, expander, positional encodings and the recipe they follow. Leaves:
+``<out>/<id>/`` and, from it, a ``Snapshot``. Invariants: the id is a hash of recipe and content (no paths, no
+file bytes), so it is the same on every machine and for every order of the input rows; a folder under an id is
+complete or absent; nothing is read whose hash does not match.
 
-Files, all Arrow IPC of one record batch (they can be memory-mapped): ``genes.arrow`` (name),
-``aliases.arrow`` (alias, name), ``edges-GRAPH.arrow`` (source, target, weight; destination-sorted). Beside
-them ``unmatched.csv`` for people and ``snapshot.json``.
+The numbers of positional encodings follow from the edges but for their last digits, which differ between
+machines and library versions. They enter the id by graph, kind and width only; as files they are hashed like
+the others, so a snapshot that is copied keeps its very numbers.
+
+Beside the Arrow files (see ``graph_store.tables``) lie ``unmatched.csv`` for people and ``snapshot.json``.
 """
 
 import csv
@@ -21,20 +23,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from graph_store.arrow_files import columns, table_bytes, verified_bytes
-from graph_store.graph import GraphError, KnowledgeGraph, Snapshot, check_graph
+from graph_store.arrow_files import verified_bytes
+from graph_store.expander import NOT_DRAWN, DrawnExpander, check_expander
+from graph_store.graph import GraphError, KnowledgeGraph, PositionalEncoding, Snapshot, check_graph
 from graph_store.hashing import canonical_json
+from graph_store.positional import check_positional
 from graph_store.record import (
     FILE_NAME,
     LAYOUT,
+    ExpanderReport,
     FileHash,
     GraphReport,
     InputFile,
+    NodesReport,
+    PositionalReport,
     Record,
     read_record,
     to_text,
 )
+from graph_store.tables import file_names, from_files, to_files
 
 UNMATCHED = "unmatched.csv"
 
@@ -60,40 +69,47 @@ class Draft(NamedTuple):
     aliases: dict[str, str]
     reports: tuple[GraphReport, ...]
     unmatched: tuple[UnmatchedName, ...]
+    nodes: NodesReport | None = None
+    """What became of the list of further nodes, when there is one."""
+    expander: DrawnExpander = NOT_DRAWN
+    positional: tuple[PositionalEncoding, ...] = ()
 
 
-def snapshot_id(
-    recipe: dict[str, Any],
-    genes: Sequence[str],
-    graphs: Sequence[KnowledgeGraph],
-    aliases: dict[str, str],
-) -> str:
-    """32 hex digits: the hash of layout, recipe, names and arrays."""
-    content = {
+def snapshot_id(recipe: dict[str, Any], content: Snapshot) -> str:
+    """32 hex digits: the hash of layout, recipe, names and the arrays that are the same on every machine.
+
+    The id that ``content`` has already does not matter.
+    """
+    expander = content.expander
+    hashed = {
         "layout": LAYOUT,
         "recipe": recipe,
-        "genes": list(genes),
-        "aliases": aliases,
+        "genes": list(content.genes),
+        "aliases": content.aliases,
         "graphs": [
-            [
-                graph.name,
-                hashlib.sha256(np.ascontiguousarray(graph.edges_2E, dtype="<i4").tobytes()).hexdigest(),
-                hashlib.sha256(np.ascontiguousarray(graph.weight_E, dtype="<f4").tobytes()).hexdigest(),
-            ]
-            for graph in graphs
+            [graph.name, _digest(graph.edges_2E, "<i4"), _digest(graph.weight_E, "<f4")]
+            for graph in content.graphs
         ],
+        "expander": [
+            expander.num_cycles,
+            _digest(expander.edges_2E, "<i4"),
+            _digest(expander.cycle_E, "<i4"),
+        ],
+        "positional": [[part.graph, part.kind, part.value_PN.shape[1]] for part in content.positional],
     }
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()[:32]
 
 
 def write(out: Path, draft: Draft) -> Path:
     """Write the snapshot under ``out`` and return its folder; a whole one that is there already stays.
 
-    Raises ``GraphError`` when ``out`` cannot be written.
+    Raises ``GraphError`` when ``out`` cannot be written, or when a part breaks its invariants.
     """
-    for graph in draft.graphs:
-        check_graph(graph, len(draft.genes))
-    identity = snapshot_id(draft.recipe, draft.genes, draft.graphs, draft.aliases)
+    content = Snapshot(
+        "", draft.genes, draft.graphs, draft.aliases, draft.expander.expander, draft.positional
+    )
+    _check(content)
+    identity = snapshot_id(draft.recipe, content)
     final = out / identity
     if _is_whole(final):
         return final
@@ -101,7 +117,7 @@ def write(out: Path, draft: Draft) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         building.mkdir()
-        _fill(building, draft, identity)
+        _fill(building, draft, content._replace(id=identity))
         _publish(building, final)
     except OSError as error:
         raise GraphError(
@@ -115,21 +131,23 @@ def write(out: Path, draft: Draft) -> Path:
 def read(folder: Path) -> Snapshot:
     """The snapshot in ``folder``, every file and the id verified; ``GraphError`` names what is damaged."""
     record = read_record(folder)
-    names = [report.name for report in record.graphs]
-    expected = {"genes.arrow", "aliases.arrow", UNMATCHED, *map(_edges_file, names)}
+    expected = {UNMATCHED} | file_names(record)
     if set(record.files) != expected or record.id != folder.name:
         raise GraphError(f"{folder / FILE_NAME}: does not belong to this folder; build the snapshot again")
     content = {name: verified_bytes(folder / name, record.files[name]) for name in sorted(expected)}
-    (genes,) = columns(content["genes.arrow"], "name")
-    alias, name_of_alias = columns(content["aliases.arrow"], "alias", "name")
-    graphs = tuple(_graph(name, content[_edges_file(name)]) for name in names)
-    aliases = dict(zip(alias.tolist(), name_of_alias.tolist(), strict=True))
-    snapshot = Snapshot(record.id, tuple(genes.tolist()), graphs, aliases)
-    if snapshot_id(record.recipe, snapshot.genes, graphs, aliases) != record.id:
+    snapshot = from_files(content, record)
+    if snapshot_id(record.recipe, snapshot) != record.id:
         raise GraphError(f"{folder}: content does not hash to its id; build the snapshot again")
-    for graph in graphs:
-        check_graph(graph, len(snapshot.genes))
+    _check(snapshot)
     return snapshot
+
+
+def _check(content: Snapshot) -> None:
+    for graph in content.graphs:
+        check_graph(graph, len(content.genes))
+    check_expander(content.expander, len(content.genes))
+    for encoding in content.positional:
+        check_positional(encoding, len(content.genes))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -142,35 +160,44 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _fill(folder: Path, draft: Draft, identity: str) -> None:
-    content = {
-        "genes.arrow": table_bytes({"name": draft.genes}),
-        "aliases.arrow": table_bytes({"alias": tuple(draft.aliases), "name": tuple(draft.aliases.values())}),
-    }
-    for graph in draft.graphs:
-        source, target = graph.edges_2E
-        content[_edges_file(graph.name)] = table_bytes(
-            {"source": source, "target": target, "weight": graph.weight_E}
-        )
-    content[UNMATCHED] = _unmatched_text(draft.unmatched).encode()
-    record = Record(
-        layout=LAYOUT,
-        id=identity,
-        recipe=draft.recipe,
-        inputs=list(draft.inputs),
-        num_genes=len(draft.genes),
-        num_aliases=len(draft.aliases),
-        graphs=list(draft.reports),
-        files={
-            name: FileHash(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
-            for name, data in content.items()
-        },
-    )
-    for name, data in {**content, FILE_NAME: to_text(record).encode("ascii")}.items():
+def _fill(folder: Path, draft: Draft, content: Snapshot) -> None:
+    files = {**to_files(content), UNMATCHED: _unmatched_text(draft.unmatched).encode()}
+    record = _record(draft, content, files)
+    for name, data in {**files, FILE_NAME: to_text(record).encode("ascii")}.items():
         with (folder / name).open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _record(draft: Draft, content: Snapshot, files: dict[str, bytes]) -> Record:
+    drawn = draft.expander
+    return Record(
+        layout=LAYOUT,
+        id=content.id,
+        recipe=draft.recipe,
+        inputs=list(draft.inputs),
+        num_genes=len(draft.genes),
+        num_aliases=len(draft.aliases),
+        nodes=draft.nodes,
+        graphs=list(draft.reports),
+        expander=ExpanderReport(
+            cycles=drawn.expander.num_cycles,
+            edges=len(drawn.expander.cycle_E),
+            tries=drawn.tries,
+            # Six digits are what every machine agrees on.
+            lambda_2=round(drawn.lambda_2, 6),
+            gap=round(drawn.gap, 6),
+        ),
+        positional=[
+            PositionalReport(graph=part.graph, kind=part.kind, width=part.value_PN.shape[1])
+            for part in draft.positional
+        ],
+        files={
+            name: FileHash(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+            for name, data in files.items()
+        },
+    )
 
 
 def _publish(building: Path, final: Path) -> None:
@@ -184,8 +211,8 @@ def _publish(building: Path, final: Path) -> None:
             raise
 
 
-def _edges_file(name: str) -> str:
-    return f"edges-{name}.arrow"
+def _digest(array: NDArray[Any], kind: str) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array, dtype=kind).tobytes()).hexdigest()
 
 
 def _unmatched_text(unmatched: Sequence[UnmatchedName]) -> str:
@@ -194,10 +221,3 @@ def _unmatched_text(unmatched: Sequence[UnmatchedName]) -> str:
     rows.writerow(UnmatchedName._fields)
     rows.writerows([item.graph, item.name, item.reason, " ".join(item.candidates)] for item in unmatched)
     return text.getvalue()
-
-
-def _graph(name: str, data: bytes) -> KnowledgeGraph:
-    source, target, weight_E = columns(data, "source", "target", "weight")
-    edges_2E = np.stack([source, target])
-    edges_2E.setflags(write=False)
-    return KnowledgeGraph(name, edges_2E, weight_E)

@@ -2,6 +2,7 @@
 
 ``good_screen`` makes a screen that ingests; every entry of ``CASES`` writes one that must not, and says which
 words the one-line error has to hold. ``settings`` are the fields of ``IngestConfig`` besides ``store``.
+``EMBEDDING_CASES`` are more of the kind, about obsm.
 """
 
 from collections.abc import Callable
@@ -305,3 +306,103 @@ def _rows_to_zero(screen: anndata.AnnData, row: int) -> None:
     dense = screen.X.toarray()
     dense[row] = 0
     screen.X = scipy.sparse.csr_matrix(dense)
+
+
+# --- embeddings in obsm -----------------------------------------------------------------------------------
+
+
+def good_embedding(num_cells: int = 64, width: int = 3) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(num_cells, width) values that name their place: cell + column / 8."""
+    return (np.arange(num_cells)[:, None] + np.arange(width) / 8).astype(np.float32)
+
+
+def _obsm(change: Callable[[anndata.AnnData], None]) -> Callable[[anndata.AnnData], None]:
+    def both(screen: anndata.AnnData) -> None:
+        screen.obsm["X_pca"] = good_embedding()
+        change(screen)
+
+    return both
+
+
+def _obsm_value(row: int, column: int, value: float) -> Callable[[anndata.AnnData], None]:
+    def change(screen: anndata.AnnData) -> None:
+        wrong = good_embedding().astype(np.float64)
+        wrong[row, column] = value
+        screen.obsm["X_pca"] = wrong
+
+    return _obsm(change)
+
+
+def _obsm_sparse_value(screen: anndata.AnnData) -> None:
+    wrong = good_embedding()
+    wrong[40, 1] = np.nan
+    screen.obsm["X_pca"] = scipy.sparse.csr_matrix(wrong)
+
+
+def _obsm_table(screen: anndata.AnnData) -> None:
+    screen.obsm["X_pca"] = pd.DataFrame(good_embedding(), index=screen.obs_names, columns=["a", "b", "c"])
+
+
+def _obsm_damage(change: Callable[[h5py.File], None]) -> Callable[[Path], dict[str, Any]]:
+    def write(path: Path) -> dict[str, Any]:
+        screen = good_screen()
+        screen.obsm["X_pca"] = scipy.sparse.csr_matrix(good_embedding())
+        screen.obsm["X_dense"] = good_embedding()
+        screen.write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return {"embeddings": ("X_pca",)}
+
+    return write
+
+
+def _obsm_named(*names: str) -> Callable[[Path], dict[str, Any]]:
+    def write(path: Path) -> dict[str, Any]:
+        good_screen().write_h5ad(path)
+        return {"embeddings": names}
+
+    return write
+
+
+def _obsm_rows(file: h5py.File) -> None:
+    short = file["obsm/X_dense"][:50]
+    del file["obsm/X_pca"], file["obsm/X_dense"]
+    file["obsm/X_pca"] = short
+
+
+def _obsm_column_outside(file: h5py.File) -> None:
+    file["obsm/X_pca/indices"][4] = 7
+
+
+def _obsm_widths(path: Path) -> dict[str, Any]:
+    for number, width in enumerate((3, 4)):
+        screen = good_screen()
+        screen.obsm["X_pca"] = good_embedding(width=width)
+        screen.write_h5ad(path.with_name(("bad.h5ad", "other.h5ad")[number]))
+    return {"sources": (path, path.with_name("other.h5ad")), "embeddings": ("X_pca",)}
+
+
+def _obsm_in_one(path: Path) -> dict[str, Any]:
+    screen = good_screen()
+    screen.obsm["X_pca"] = good_embedding()
+    screen.write_h5ad(path)
+    good_screen().write_h5ad(path.with_name("other.h5ad"))
+    return {"sources": (path, path.with_name("other.h5ad")), "embeddings": ("X_pca",)}
+
+
+PCA: dict[str, Any] = {"embeddings": ("X_pca",)}
+EMBEDDING_CASES: tuple[BadInput, ...] = (
+    _case("no obsm", _nothing, "obsm has no 'X_pca'", "none", **PCA),
+    _case("no such embedding", _obsm(_nothing), "'X_scvi'", "there is 'X_pca'", embeddings=("X_scvi",)),
+    _file("embedding named twice", _obsm_named("X_pca", "X_pca"), "X_pca", "twice"),
+    _file("unsafe name of an embedding", _obsm_named("../X"), "'../X'", "letters, digits"),
+    _case("NaN in an embedding", _obsm_value(9, 1, np.nan), "obsm/X_pca", "'cell9'", "column 1", **PCA),
+    _case("infinite embedding", _obsm_value(10, 2, np.inf), "inf", "'cell10'", "column 2", **PCA),
+    _case("embedding beyond float32", _obsm_value(11, 0, 1e60), "1e+60", "'cell11'", "single", **PCA),
+    _case("NaN in a sparse embedding", _obsm(_obsm_sparse_value), "'cell40'", "column 1", **PCA),
+    _case("embedding as a table", _obsm(_obsm_table), "obsm/X_pca", "'dataframe'", **PCA),
+    _file("embedding of other rows", _obsm_damage(_obsm_rows), "50 rows", "64 cells"),
+    _file("damaged sparse embedding", _obsm_damage(_obsm_column_outside), "column number 7 of 3"),
+    _file("embedding of two widths", _obsm_widths, "other.h5ad", "4 wide", "3 in", "together"),
+    _file("embedding in one file of two", _obsm_in_one, "other.h5ad", "no 'X_pca'"),
+)

@@ -1,13 +1,15 @@
 """The two real screens of the integration tests and the science benchmark: how a user would ingest each."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 DATA = Path(os.environ.get("TXPERT_SHARED_DATA", "../shared/data"))
 STRING = DATA / "string-v12-dmfind" / "string_v12_ntm_edges.parquet"
+GO_SETS = DATA / "gmt-gseapy" / "enrichr.GO_Biological_Process_2021.gmt"
 ALIASES = DATA / "gene-ids" / "hgnc_table.csv"
 
 
@@ -48,22 +50,27 @@ NORMAN = RealScreen(
 )
 
 
+STRING_GRAPH = {
+    "name": "string",
+    "source": {"kind": "edges", "path": str(STRING.absolute()), "minimum_weight": 700},
+}
+"""High-confidence STRING v12."""
+GO_GRAPH = {
+    "name": "go",
+    "source": {"kind": "gmt", "path": str(GO_SETS.absolute())},
+    "keep": {"kind": "top_in_edges", "count": 10},
+}
+"""GO biological processes: the ten genes that share most terms."""
+GRAPHS = (STRING_GRAPH, GO_GRAPH)
+
+
 def missing(screen: RealScreen) -> list[str]:
     """Files that the screen's journey needs and that are not there."""
-    return [path.name for path in (screen.file, STRING, ALIASES) if not path.exists()]
+    return [path.name for path in (screen.file, STRING, GO_SETS, ALIASES) if not path.exists()]
 
 
-def write_recipe(folder: Path) -> Path:
-    """graphs.yaml with high-confidence STRING v12 (score >= 700) and the gene-name table."""
+def write_recipe(folder: Path, graphs: Sequence[dict[str, Any]] = (STRING_GRAPH,)) -> Path:
+    """graphs.yaml of ``graphs``, with the gene-name table."""
     file = folder / "graphs.yaml"
-    recipe = {
-        "aliases": {"path": str(ALIASES.absolute())},
-        "graphs": [
-            {
-                "name": "string",
-                "source": {"kind": "edges", "path": str(STRING.absolute()), "minimum_weight": 700},
-            }
-        ],
-    }
-    file.write_text(yaml.safe_dump(recipe))
+    file.write_text(yaml.safe_dump({"aliases": {"path": str(ALIASES.absolute())}, "graphs": list(graphs)}))
     return file

@@ -1,33 +1,35 @@
-"""The whole run in one typed tree: defaults < one YAML file < ``section.key=value``.
+"""The whole run in one typed tree.
 
-Enters: a file and overrides. Leaves: one frozen ``Config``. Unknown keys are refused with the nearest known
-one. Derived values are properties, never fields.
+Enters: values of the user. Leaves: one frozen ``Config`` whose values fit each other; the docstring below a
+key is its help text. Derived values are properties, never fields. ``config_file`` reads and writes it.
 """
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
-
-from txpert_dist.errors import ConfigError
 
 ControlMatching = Literal["random", "matched", "mean", "matched_mean"]
 """How a cell finds its control: one of the cell line, one of the batch, the line's mean, the batch's mean."""
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _or_kind(default: str) -> BeforeValidator:
+    """A variant whose ``kind`` is left out is the default one."""
+    return BeforeValidator(
+        lambda value: {"kind": default, **value} if isinstance(value, dict) and "kind" not in value else value
+    )
 
 
 class Section(BaseModel):
@@ -48,7 +50,9 @@ class Data(Section):
     control_matching: ControlMatching = "matched_mean"
     """Control of each cell: random (cell line), matched (batch), mean (line), matched_mean (batch)."""
     controls_as_targets: bool = True
-    """Also learn to reconstruct training control cells, as the methods do."""
+    """Also learn to reconstruct control cells, as the methods do."""
+    held_out_cell_lines: tuple[str, ...] = ()
+    """Cell lines whose perturbed cells are neither trained nor validated on; their controls are."""
     chunk: PositiveInt = 256
     """Consecutive cells that one read fetches."""
     window: PositiveInt = 64
@@ -82,27 +86,236 @@ class IdentityBasal(Section):
     """Chooses this variant."""
 
 
-class Gat(Section):
-    """Graph attention over the union of the knowledge graphs (GATv2), with learned node features."""
+class EmbeddingBasal(Section):
+    """Basal state from an embedding of the control cell that was computed elsewhere: s = MLP(embedding)."""
 
-    kind: Literal["gat"] = "gat"
+    kind: Literal["embedding"] = "embedding"
     """Chooses this variant."""
+    key: str
+    """Embedding in the cell store (obsm), e.g. X_scvi or X_scgpt."""
+    hidden: PositiveInt = 512
+    """Width of the hidden layer."""
+
+
+class VaeBasal(Section):
+    """Variational basal state: drawn from N(mean(x), variance(x)) in training, the mean otherwise."""
+
+    kind: Literal["vae"] = "vae"
+    """Chooses this variant."""
+    hidden: PositiveInt = 512
+    """Width of the hidden layer."""
+    divergence_weight: NonNegativeFloat = 1.0
+    """Of the Kullback-Leibler term; 1 is the evidence bound of a Gaussian of unit variance per gene."""
+    annealing_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of all steps over which that weight rises linearly from 0."""
+
+
+Skip = Literal["concat", "sum", "concat_learned", "sum_learned", "none"]
+NormKind = Literal["batch", "layer", "none"]
+Positional = Literal["none", "random_walk", "laplacian"]
+
+
+class GraphLayers(Section):
+    """What encoders made of graph layers have in common."""
+
     layers: PositiveInt = 4
     """Rounds of message passing."""
     node_features: PositiveInt = 128
     """Width of the learned input embedding of every node."""
     hidden: PositiveInt = 128
-    """Width of one head."""
-    heads: PositiveInt = 2
-    """Attention heads of a layer, concatenated."""
+    """Width of a layer, of one head where there are heads."""
     dropout: Probability = 0.2
     """After every layer, the same on all workers."""
     self_loops: bool = True
-    """Every gene also attends to itself."""
+    """Every gene also passes its message to itself."""
     reverse_edges: bool = False
     """Also pass messages from target to source."""
-    skip: Literal["concat", "none"] = "concat"
-    """Concatenate a layer's input to its output."""
+    edge_weights: bool = False
+    """Use the graphs' weights, each graph's divided by its largest; otherwise every edge is alike."""
+    skip: Skip = "concat"
+    """How a layer's input joins its output; the learned kinds map it linearly first."""
+    norm: NormKind = "none"
+    """Normalisation of each layer's output, over all nodes (batch) or each node's values (layer)."""
+    positional: Positional = "none"
+    """Positional encodings that the snapshot holds, mapped linearly and added to the node features."""
+
+
+class Attention(GraphLayers):
+    """What encoders made of graph attention have in common."""
+
+    version: Literal[1, 2] = 2
+    """GAT (1) scores source and target apart, GATv2 (2) together."""
+    heads: PositiveInt = 2
+    """Attention heads of a layer."""
+    combine_heads: Literal["concat", "mean"] = "concat"
+    """How the heads of a layer join."""
+    attention_dropout: Probability = 0.0
+    """Dropout on the attention weights, the same on all workers."""
+
+    @model_validator(mode="after")
+    def _skip_fits(self) -> "Attention":
+        width = self.hidden * (self.heads if self.combine_heads == "concat" else 1)
+        if self.skip == "sum" and width % self.node_features:
+            raise ValueError(
+                f"skip=sum repeats the node_features={self.node_features} inputs to fill a layer of {width}, "
+                "which is no multiple; choose another width, or skip=sum_learned"
+            )
+        return self
+
+
+class Gat(Attention):
+    """Graph attention over the union of the knowledge graphs."""
+
+    kind: Literal["gat"] = "gat"
+    """Chooses this variant."""
+
+
+class GatHybrid(Attention):
+    """One graph attention encoder for each knowledge graph, and one that weighs them for every gene."""
+
+    kind: Literal["gat_hybrid"] = "gat_hybrid"
+    """Chooses this variant."""
+    combine_graphs: Literal["attention", "concat"] = "attention"
+    """Attention over the graphs, gene by gene, or a perceptron on all of them side by side."""
+
+
+class GatMlg(Attention):
+    """Graph attention over the multilayer graph: one layer a knowledge graph, a gene's copies coupled."""
+
+    kind: Literal["gat_mlg"] = "gat_mlg"
+    """Chooses this variant."""
+    reference: str | None = None
+    """Knowledge graph whose copy of a gene is its embedding; the first one used when left out."""
+    structure: PositiveInt = 64
+    """Width of the structural module, which embeds the weights of each node's incoming edges."""
+
+
+class Gcn(GraphLayers):
+    """Graph convolution over the union of the knowledge graphs: fixed weights in place of attention."""
+
+    kind: Literal["gcn"] = "gcn"
+    """Chooses this variant."""
+
+    @model_validator(mode="after")
+    def _skip_fits(self) -> "Gcn":
+        if self.skip == "sum" and self.hidden % self.node_features:
+            raise ValueError(
+                f"skip=sum repeats the node_features={self.node_features} inputs to fill a layer of "
+                f"{self.hidden}, which is no multiple; choose another width, or skip=sum_learned"
+            )
+        return self
+
+
+class Transformer(Section):
+    """What the sparse graph transformers have in common."""
+
+    layers: PositiveInt = 4
+    """Rounds of attention and feed-forward."""
+    hidden: PositiveInt = 128
+    """Width of the node features and of a layer, all heads together."""
+    heads: PositiveInt = 2
+    """Attention heads of a layer."""
+    dropout: Probability = 0.1
+    """On every branch, the same on all workers."""
+    self_loops: bool = True
+    """Every gene also attends to itself."""
+    reverse_edges: bool = True
+    """Also attend from source to target, as edges of their own type."""
+    expander_cycles: NonNegativeInt = 3
+    """Random cycles of the snapshot's expander to attend along; each gives every gene two neighbours."""
+    virtual_nodes: NonNegativeInt = 0
+    """Extra nodes connected with every gene, both ways."""
+    local: bool = True
+    """A GATv2 branch over the knowledge graphs' own edges, heads averaged, in every layer."""
+    edge_map: Literal["linear", "mlp"] = "linear"
+    """How a layer reads the edge features: a linear map, or a perceptron that also refines them."""
+    gate_values: bool = False
+    """Multiply the messages with a linear map of the edge features."""
+    edge_weights: bool = False
+    """Add a map of the graphs' weights to the edge features."""
+    norm: NormKind = "batch"
+    """Normalisation after each branch; batch is over all nodes."""
+    positional: Positional = "none"
+    """Positional encodings that the snapshot holds, mapped linearly and added to the node features."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Transformer":
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden={self.hidden} cannot be shared equally by heads={self.heads}")
+        return self
+
+
+class Exphormer(Transformer):
+    """Sparse graph transformer over the union of the knowledge graphs and expander edges."""
+
+    kind: Literal["exphormer"] = "exphormer"
+    """Chooses this variant."""
+
+
+class ExphormerMg(Transformer):
+    """Exphormer that knows which knowledge graphs propose an edge."""
+
+    kind: Literal["exphormer_mg"] = "exphormer_mg"
+    """Chooses this variant."""
+    provenance: Literal["multihot", "type"] = "multihot"
+    """One edge with the sum of its sources' features, or parallel edges, one a source."""
+
+
+class HybridBmp(Section):
+    """One round of message passing over the union, with one input table a direction."""
+
+    kind: Literal["hybrid_bmp"] = "hybrid_bmp"
+    """Chooses this variant."""
+    node_features: PositiveInt = 128
+    """Width of both learned input embeddings."""
+    hidden: PositiveInt = 128
+    """Width of the perceptron after the message passing."""
+    dropout: Probability = 0.2
+    """In that perceptron, the same on all workers."""
+    self_loops: bool = False
+    """Every gene also counts as its own neighbour."""
+    average: bool = False
+    """Average over the neighbours of each direction in place of the sum."""
+
+
+class Embedding(Section):
+    """No graph: a learned embedding of every gene, the control experiment of all the others."""
+
+    kind: Literal["embedding"] = "embedding"
+    """Chooses this variant."""
+    node_features: PositiveInt = 128
+    """Width of the learned embedding."""
+    dropout: Probability = 0.2
+    """After the linear map to the latent width, the same on all workers."""
+
+
+Basal = MlpBasal | IdentityBasal | EmbeddingBasal | VaeBasal
+"""Configurations of a basal encoder."""
+
+Perturbation = Gat | GatHybrid | GatMlg | Gcn | Exphormer | ExphormerMg | HybridBmp | Embedding
+"""Configurations of a perturbation encoder."""
+
+
+class AdditiveFusion(Section):
+    """The state and the embeddings of the perturbations add up."""
+
+    kind: Literal["additive"] = "additive"
+    """Chooses this variant."""
+
+
+class SequentialFusion(Section):
+    """A learned transition s' = T(s, z) for one perturbation after the other."""
+
+    kind: Literal["sequential"] = "sequential"
+    """Chooses this variant."""
+    hidden: PositiveInt = 128
+    """Width of the transition's hidden layer."""
+    order: Literal["by_name", "all"] = "all"
+    """Perturb in the order of the genes' names, or average the outcomes of all orders."""
+
+
+Fusion = AdditiveFusion | SequentialFusion
+"""Configurations of how basal state and perturbation embeddings meet."""
 
 
 class Decoder(Section):
@@ -110,20 +323,34 @@ class Decoder(Section):
 
     hidden: PositiveInt = 512
     """Width of the hidden layer."""
+    activation: Literal["none", "softplus"] = "none"
+    """softplus keeps predicted expression above 0."""
 
 
 class Model(Section):
-    """TxPert: basal encoder + perturbation encoder + additive fusion + decoder."""
+    """TxPert: basal encoder + perturbation encoder + fusion + decoder."""
 
     latent: PositiveInt = 64
     """Width d of basal state s and perturbation embedding z."""
-    basal: MlpBasal | IdentityBasal = Field(default=MlpBasal(), discriminator="kind")
-    perturbation: Gat = Gat()
+    basal: Annotated[Basal, Field(discriminator="kind"), _or_kind("mlp")] = MlpBasal()
+    perturbation: Annotated[Perturbation, Field(discriminator="kind"), _or_kind("gat")] = Gat()
+    fusion: Annotated[Fusion, Field(discriminator="kind"), _or_kind("additive")] = AdditiveFusion()
     decoder: Decoder = Decoder()
-    norm: Literal["batch", "layer", "none"] = "batch"
+    control_token: Literal["none", "learned"] = "none"
+    """learned adds one more embedding to cells with at most one perturbation, as the public code does."""
+    norm: NormKind = "batch"
     """Normalisation in basal encoder and decoder; batch statistics are global over workers."""
     dropout: Probability = 0.2
     """Dropout in basal encoder and decoder."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Model":
+        if self.basal.kind == "identity" and self.decoder.activation == "softplus":
+            raise ValueError(
+                "basal.kind=identity adds the decoder's output to the control, which must be able to fall; "
+                "decoder.activation=softplus lets it only rise: choose activation none or another basal kind"
+            )
+        return self
 
 
 class Optimiser(Section):
@@ -217,133 +444,3 @@ class Config(Section):
     def tracking_uri(self) -> str:
         """Where MLflow records go."""
         return self.tracking.uri or f"sqlite:///{(self.output / 'mlflow.db').absolute()}"
-
-
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read the configuration in ``path`` and apply ``section.key=value`` overrides.
-
-    Raises ``ConfigError`` naming the file, the key and, for a misspelt key, the nearest known one.
-    """
-    tree = _read(path) if path else {}
-    for item in overrides:
-        _override(tree, item)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        where = str(path) if path else "command line"
-        raise ConfigError(f"{where}: {_explain(error)}") from None
-
-
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML; loading it again gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def flatten(config: Config) -> dict[str, str]:
-    """Every leaf as ``section.key`` -> text, as MLflow parameters want it."""
-    return dict(_leaves(config.model_dump(mode="json"), ""))
-
-
-class KeyHelp(NamedTuple):
-    """One key of the configuration, for people."""
-
-    key: str
-    default: str
-    """As YAML; empty when the key must be given."""
-    meaning: str
-
-
-def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[KeyHelp]:
-    """Every key with its default and meaning, in the order of the tree; variants under their ``kind``."""
-    keys = []
-    for name, field in section.model_fields.items():
-        kinds = _sections(field.annotation)
-        for kind in kinds:
-            label = f"{name}({_kind(kind)})" if len(kinds) > 1 else name
-            keys += describe(kind, f"{prefix}{label}.")
-        if not kinds:
-            default = "" if field.is_required() else yaml.safe_dump(_plain(field.default)).split("\n...")[0]
-            keys.append(KeyHelp(prefix + name, default.strip(), field.description or ""))
-    return keys
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _kind(section: type[BaseModel]) -> str:
-    return str(section.model_fields["kind"].default)
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    options = getattr(annotation, "__args__", None) or (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a run configuration") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" line {place.line + 1}" if place else ""
-        raise ConfigError(f"{path}:{line} is not YAML; check the indentation and quotes there") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections (data:, graph:, ...), not a {type(tree).__name__}")
-    return tree
-
-
-def _override(tree: dict[str, Any], item: str) -> None:
-    dotted, separator, text = item.partition("=")
-    if not separator or not dotted:
-        raise ConfigError(f"override {item!r} is not of the form section.key=value")
-    *parents, leaf = dotted.split(".")
-    node = tree
-    for key in parents:
-        child = node.get(key)
-        if not isinstance(child, dict):
-            child = node[key] = {}
-        node = child
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {item!r}: the value is not YAML; quote it") from None
-
-
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(dict(e)) for e in error.errors())
-
-
-def _explain_one(entry: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in entry["loc"])
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, _keys(Config), 1, 0.5)
-        return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
-    if entry["type"] == "missing":
-        return f"{where}: is needed and has no default; set it in the file or with {where}=..."
-    return f"{where}: {message} (got {entry['input']!r})" if where else message
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for kind in _sections(field.annotation):
-            keys += [f"{prefix}{name}.{key}" for key in _keys(kind)]
-    return keys
-
-
-def _leaves(node: dict[str, Any], prefix: str) -> list[tuple[str, str]]:
-    leaves = []
-    for key, value in node.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((prefix + key, str(value)))
-    return leaves

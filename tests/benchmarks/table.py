@@ -1,45 +1,87 @@
-"""README's measured table, printed from the committed records and put between its markers.
+"""README's measured tables, printed from the committed records and put between its markers.
 
 python -m tests.benchmarks.table
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+REFERENCES = ("general", "no_change", "split_half_pooled")
+"""Rows that are not models, in the order of the tables' last rows."""
+
+Record = Mapping[str, Any]
 
 
-def section(record: dict[str, Any], title: str) -> str:
-    """One record as a table with its machine and commit."""
+def simulated(record: Record) -> str:
+    """A table for each question: mean and spread over seeds, distance from the general baseline, time."""
+    details = record["details"]
+    parts = [_origin("Simulated screens: test Pearson delta", record)]
+    for title, by_model in details["per_seed"].items():
+        if title.endswith(": seconds"):
+            continue
+        seconds = details["per_seed"].get(f"{title.split(',')[0]}: seconds", {})
+        general = mean(by_model["general"])
+        lines = ["| model | Pearson delta | over general | seconds |", "| --- | ---: | ---: | ---: |"]
+        for name in _ordered(by_model):
+            values = by_model[name]
+            lead = "" if name == "general" else f"{mean(values) - general:+.3f}"
+            time = f"{seconds[name]:.0f}" if name in seconds else ""
+            lines.append(f"| {name} | {_spread(mean(values), stdev(values))} | {lead} | {time} |")
+        parts.append(f"*{title}*\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def real(record: Record) -> str:
+    """A table for each screen: the three metrics of every encoder, and the time."""
+    found = record["details"]["mean_and_standard_deviation"]
+    parts = [_origin("Real screens, held-out perturbations", record)]
+    for screen in sorted({title.split(":")[0] for title in found}, reverse=True):
+        seconds = found[f"{screen}: seconds"]
+        by_metric = {
+            metric: found[f"{screen}: {metric}"]
+            for metric in ("pearson_delta", "retrieval", "pseudobulk_mse")
+        }
+        lines = [
+            "| model | Pearson delta | retrieval | pseudobulk MSE | seconds |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        names = {name: None for rows in by_metric.values() for name in rows}
+        for name in _ordered(names):
+            cells = [_spread(*rows[name]) if name in rows else "" for rows in by_metric.values()]
+            time = f"{seconds[name]:.0f}" if name in seconds else ""
+            lines.append(f"| {name} | {' | '.join(cells)} | {time} |")
+        parts.append(f"*{screen}*\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _origin(title: str, record: Record) -> str:
     machine = record["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
     seeds = ", ".join(map(str, record["details"]["seeds"]))
-    lines = [f"**{title}** (mean over seeds {seeds}; commit {record['commit']}; {where})"]
-    lines += [
-        "",
-        "| what | value | reference | its value | difference |",
-        "| --- | ---: | --- | ---: | ---: |",
-    ]
-    for case in record["cases"]:
-        difference = case["value"] - case["reference_value"]
-        lines.append(
-            f"| {case['name']} | {case['value']:.4f} | {case['reference']} | {case['reference_value']:.4f} "
-            f"| {difference:+.4f} |"
-        )
-    return "\n".join(lines)
+    return f"**{title}** (mean ± standard deviation over seeds {seeds}; commit {record['commit']}; {where})"
+
+
+def _ordered(names: Mapping[str, Any]) -> Sequence[str]:
+    return [n for n in names if n not in REFERENCES] + [n for n in REFERENCES if n in names]
+
+
+def _spread(average: float, spread: float) -> str:
+    return f"{average:.3f} ± {spread:.3f}"
 
 
 def main() -> None:
     """Rewrite the part of README between the markers."""
-    titles = {"science_simulated": "Simulated screen", "science_real": "Real screens, held-out perturbations"}
     parts = []
-    for name, title in titles.items():
+    for name, section in (("science_simulated", simulated), ("science_real", real)):
         file = RESULTS / f"{name}.json"
         if file.exists():
-            parts.append(section(json.loads(file.read_text(encoding="utf-8")), title))
+            parts.append(section(json.loads(file.read_text(encoding="utf-8"))))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)

@@ -1,13 +1,15 @@
 """The configuration tree: what it resolves to, and how it refuses."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from txpert_dist.config import Config, describe, dump, flatten, load
+from txpert_dist.config import Config, Perturbation
+from txpert_dist.config_file import describe, dump, flatten, load
 from txpert_dist.errors import ConfigError
 
 MINIMAL = {"data": {"store": "screen.zarr"}, "graph": {"location": "graphs"}}
@@ -33,21 +35,42 @@ def test_file_then_override_wins(file: Path) -> None:
     epochs=st.integers(1, 10_000),
     dropout=st.floats(0, 0.99),
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
-    basal=st.sampled_from(["mlp", "identity"]),
+    basal=st.sampled_from(["mlp", "identity", "vae"]),
+    perturbation=st.sampled_from(
+        [variant.model_fields["kind"].default for variant in get_args(Perturbation)]
+    ),
+    fusion=st.sampled_from(["additive", "sequential"]),
 )
 def test_resolved_configuration_loads_to_itself(
-    tmp_path_factory: pytest.TempPathFactory, epochs: int, dropout: float, name: str, basal: str
+    tmp_path_factory: pytest.TempPathFactory,
+    epochs: int,
+    dropout: float,
+    name: str,
+    basal: str,
+    perturbation: str,
+    fusion: str,
 ) -> None:
     tree = {
         **MINIMAL,
         "name": name,
         "train": {"epochs": epochs},
-        "model": {"dropout": dropout, "basal": {"kind": basal}},
+        "model": {
+            "dropout": dropout,
+            "basal": {"kind": basal},
+            "perturbation": {"kind": perturbation},
+            "fusion": {"kind": fusion},
+        },
     }
     config = Config.model_validate(tree)
     path = tmp_path_factory.mktemp("config") / "run.yaml"
     path.write_text(dump(config))
     assert load(path) == config
+
+
+def test_a_variant_without_a_kind_is_the_default_one(file: Path) -> None:
+    model = load(file, ["model.perturbation.layers=2", "model.basal.hidden=7", "model.fusion={}"]).model
+    assert (model.perturbation.kind, model.basal.kind, model.fusion.kind) == ("gat", "mlp", "additive")
+    assert (model.perturbation.layers, model.basal.hidden) == (2, 7)
 
 
 def test_flatten_has_every_leaf_once(file: Path) -> None:
@@ -62,13 +85,18 @@ def test_flatten_has_every_leaf_once(file: Path) -> None:
     [
         (["train.minbatch_size=64"], ["train.minbatch_size", "did you mean train.minibatch_size?"]),
         (["train.epochs=-1"], ["train.epochs", "-1"]),
-        (["model.perturbation.kind=gin"], ["model.perturbation", "gin"]),
-        (["model.basal.kind=vea"], ["model.basal", "vea"]),
+        (["model.perturbation.kind=gin"], ["model.perturbation.kind", "'gin'", "'gat_mlg'"]),
+        (["model.basal.kind=vea"], ["model.basal.kind", "'vea'", "'vae'"]),
         (["cluster.num_workers=3"], ["minibatch_size=64", "num_workers=3"]),
         (["train.epochs"], ["'train.epochs'", "section.key=value"]),
         (["train.epochs=[1"], ["train.epochs", "not YAML"]),
         (["name=../x"], ["name", "../x"]),
-        (["model.basal={kind: mlp, hiden: 3}"], ["hiden", "no such key"]),
+        (["model.basal={kind: mlp, hiden: 3}"], ["model.basal.hiden", "did you mean model.basal.hidden?"]),
+        (["model.basal.kind=embedding"], ["model.basal.key: is needed", "model.basal.key="]),
+        (["model.perturbation={kind: exphormer, heads: 3}"], ["model.perturbation: hidden=128", "heads=3"]),
+        (["model.perturbation={kind: gcn, skip: sum, hidden: 100}"], ["node_features=128", "sum_learned"]),
+        (["model.perturbation={skip: sum, hidden: 96, heads: 1}"], ["node_features=128", "layer of 96"]),
+        (["model.basal.kind=identity", "model.decoder.activation=softplus"], ["identity", "softplus"]),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(
@@ -108,5 +136,6 @@ def test_every_key_is_explained_with_its_default() -> None:
     keys = {key.key: key for key in describe()}
     assert keys["train.epochs"].default == "20"
     assert keys["data.store"].default == ""
-    assert "model.basal(identity).kind" in keys
+    assert {"model.basal(identity).kind", "model.perturbation(hybrid_bmp).average"} <= keys.keys()
+    assert keys["model.perturbation(exphormer).expander_cycles"].default == "3"
     assert not [key.key for key in keys.values() if not key.meaning and not key.key.endswith(".kind")]

@@ -10,7 +10,7 @@ import yaml
 
 from graph_store.config import GraphConfig
 from txpert_dist.cli.app import app
-from txpert_dist.config import load
+from txpert_dist.config_file import load
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

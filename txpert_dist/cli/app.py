@@ -1,6 +1,7 @@
 """The `txpert` command: every verb, and how failures end.
 
-Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 1 anything else.
+Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 130 interrupted; 1 anything
+else.
 """
 
 import os
@@ -13,10 +14,12 @@ from pydantic import ValidationError
 
 from graph_store.graph import GraphError
 from txpert_dist import __version__
-from txpert_dist.cli import data, doctor, graph, run, serving
+from txpert_dist.cli import data, doctor, embed, graph, run, serving
 from txpert_dist.cli.screen import console, output, print_error, table
-from txpert_dist.config import describe, dump, load
+from txpert_dist.config_file import describe, dump, load
 from txpert_dist.errors import ConfigError, TrainingError, TxPertError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="txpert",
@@ -34,6 +37,7 @@ into a snapshot, **train** from a run configuration, **evaluate** beside baselin
 app.command()(data.simulate)
 app.command()(data.ingest)
 app.add_typer(data.store, name="store")
+app.add_typer(embed.embed, name="embed")
 app.add_typer(graph.graph, name="graph")
 app.command()(run.train)
 app.command()(run.evaluate)
@@ -107,6 +111,11 @@ def main() -> None:
             raise
         print_error(f"{error.name} is not installed; this verb needs it: pip install 'txpert-dist[train]'")
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the last checkpoint", style="yellow")
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:  # typer's own answer to an interrupt says nothing
+            console.print(
+                "interrupted; give the same command again (training goes on from its last checkpoint)",
+                style="yellow",
+                soft_wrap=True,
+            )
+        raise

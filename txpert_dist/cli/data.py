@@ -10,6 +10,7 @@ from txpert_dist.cli.screen import output, progress, say, table
 
 if TYPE_CHECKING:
     from txpert_dist.ingest.summary import IngestSummary
+    from txpert_dist.store.cells import CellStore
 
 store = typer.Typer(no_args_is_help=True, help="Look into a cell store, check it.")
 
@@ -99,6 +100,9 @@ def ingest(
     input_scale: Annotated[
         Literal["counts", "log1p"], typer.Option(help="log1p: the file holds only log-normalised values.")
     ] = "counts",
+    embedding: Annotated[
+        list[str] | None, typer.Option(help="obsm key of an embedding to keep, e.g. X_pca (repeatable).")
+    ] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Only cells with column=value (repeatable).")
     ] = None,
@@ -110,6 +114,10 @@ def ingest(
     select_on: Annotated[
         Literal["train", "all"], typer.Option(help="Cells that decide which genes vary.")
     ] = "train",
+    held_out_cell_line: Annotated[
+        list[str] | None,
+        typer.Option(help="Line whose perturbed cells have no say in that (repeatable).", show_default=False),
+    ] = None,
     split_seed: Annotated[int, typer.Option(help="Decides train, validation and test.")] = 0,
     min_cells: Annotated[int, typer.Option(help="Leave out perturbations with fewer cells.")] = 1,
     empty_cells: Annotated[
@@ -140,11 +148,13 @@ def ingest(
         library_size_key=library_size_key,
         layer=layer,
         input_scale=input_scale,
+        embeddings=tuple(embedding or ()),
         where=tuple(where or ()),
         separator=separator,
         genes_join=genes_join,
         select_genes=select_genes,
         select_on=select_on,
+        held_out_cell_lines=tuple(held_out_cell_line or ()),
         split_seed=split_seed,
         min_cells=min_cells,
         empty_cells=empty_cells,
@@ -172,6 +182,7 @@ def _show(summary: "IngestSummary") -> None:
         ["cells left out", f"{summary.dropped_cells:,}"],
         ["perturbations left out", f"{summary.dropped_perturbations:,}"],
         ["perturbations of a single cell", f"{summary.single_cell_perturbations:,}"],
+        *[[f"embedding {name}", f"{width:,} wide"] for name, width in summary.embeddings.items()],
     ]
     state = "written" if summary.created else "was there already, made from the same inputs"
     labels = [[row.label, row.perturbation, f"{row.num_cells:,}"] for row in summary.labels]
@@ -190,7 +201,7 @@ def _show(summary: "IngestSummary") -> None:
 
 @store.command()
 def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=False)]) -> None:
-    """Show what a cell store holds: cells, genes, cell lines, batches, perturbations by split."""
+    """Show what a cell store holds: cells, genes, batches, perturbations by split, embeddings."""
     from txpert_dist.store.cells import open_store
     from txpert_dist.store.splits import SPLITS
 
@@ -206,9 +217,15 @@ def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=F
         ["perturbations", f"{len(cells.perturbations) - 1:,}"],
         *[[f"  {name}", f"{number:,}"] for name, number in zip(SPLITS, per_split, strict=True)],
         ["scale", cells.input_scale],
+        *[[f"embedding {name}", _embedding(cells, name)] for name in cells.embeddings],
         ["manifest", cells.manifest_hash],
     ]
     output.print(table(str(path), ["cell store", ""], rows, texts=2))
+
+
+def _embedding(cells: "CellStore", name: str) -> str:
+    origin = ", ".join(f"{key} {value}" for key, value in cells.embedding_origin(name).items())
+    return f"{cells.embeddings[name]:,} wide; {origin}"
 
 
 @store.command()

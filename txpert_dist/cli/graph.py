@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 from graph_store.graph import Snapshot
+from graph_store.record import Record
 from txpert_dist.cli.screen import output, progress, say, table
 
 graph = typer.Typer(no_args_is_help=True, help="Build knowledge-graph snapshots, look into them.")
@@ -29,7 +30,7 @@ def build(
     txpert graph build graphs.yaml --out graphs --store screen.zarr
     """
     from graph_store.build import build as run
-    from graph_store.client import open_snapshot
+    from graph_store.client import describe, open_snapshot
     from graph_store.config import load
 
     with progress() as show:
@@ -56,7 +57,7 @@ def build(
     ]
     output.print(table("what became of the sources", columns, rows))
     say(f"names without one approved symbol: {done.unmatched}")
-    _show(open_snapshot(str(out), done.id), store)
+    _show(open_snapshot(str(out), done.id), describe(str(out), done.id), store)
 
 
 @graph.command()
@@ -67,16 +68,17 @@ def info(
     ] = None,
     store: Store = None,
 ) -> None:
-    """Show a snapshot, every file verified: nodes, edges and degrees of each graph, coverage of a screen.
+    """Show a snapshot, every file verified: nodes, edges, degrees, expander, encodings, coverage of a screen.
 
     txpert graph info graphs --store screen.zarr
     """
-    from graph_store.client import open_snapshot
+    from graph_store.client import describe, open_snapshot
 
-    _show(open_snapshot(str(location), snapshot), store)
+    opened = open_snapshot(str(location), snapshot)
+    _show(opened, describe(str(location), opened.id), store)
 
 
-def _show(snapshot: Snapshot, store: Path | None) -> None:
+def _show(snapshot: Snapshot, record: Record, store: Path | None) -> None:
     rows = []
     for layer in snapshot.graphs:
         degree = np.bincount(layer.edges_2E[1], minlength=len(snapshot.genes))
@@ -92,15 +94,40 @@ def _show(snapshot: Snapshot, store: Path | None) -> None:
         )
     columns = ["graph", "genes with edges", "edges", "median in-degree", "largest in-degree"]
     output.print(table(f"snapshot {snapshot.id}: {len(snapshot.genes):,} genes", columns, rows))
+    _show_additions(record)
     if store:
         _show_coverage(snapshot, store)
 
 
+def _show_additions(record: Record) -> None:
+    """A line each on the list of further nodes, the expander and the encodings."""
+    nodes, expander = record.nodes, record.expander
+    if nodes is not None:
+        say(
+            f"nodes listed: {nodes.names:,}; {nodes.duplicates:,} repeat another, {nodes.in_graphs:,} are in "
+            f"a graph too, {nodes.added:,} are added; {nodes.renamed:,} are renamed, "
+            f"{nodes.ambiguous + nodes.unmatched:,} are without one approved symbol"
+        )
+    if expander.cycles:
+        say(
+            f"expander: {expander.cycles} cycles, {expander.edges:,} edges, spectral gap {expander.gap:.3f} "
+            f"(second eigenvalue {expander.lambda_2:.3f}) in draw {expander.tries}"
+        )
+    else:
+        say("expander: none")
+    encodings = ", ".join(f"{part.graph} {part.kind} {part.width}" for part in record.positional)
+    say(f"positional encodings: {encodings or 'none'}")
+
+
 def _show_coverage(snapshot: Snapshot, path: Path) -> None:
-    from txpert_dist.model.vocabulary import build_vocabulary
+    from txpert_dist.model.vocabulary import build_vocabulary, split_name
     from txpert_dist.store.cells import open_store
 
-    found = build_vocabulary(snapshot, open_store(path).perturbations)
+    perturbations = open_store(path).perturbations
+    found = build_vocabulary(snapshot, perturbations)
+    perturbed = {found.aliases.get(gene, gene) for name in perturbations for gene in split_name(name)}
+    in_graphs = {snapshot.genes[node] for layer in snapshot.graphs for node in np.unique(layer.edges_2E)}
+    listed = sorted((perturbed & set(snapshot.genes)) - in_graphs)
     rows = [
         ["by name", f"{found.exact:,}", ""],
         [
@@ -108,6 +135,7 @@ def _show_coverage(snapshot: Snapshot, path: Path) -> None:
             f"{len(found.by_alias):,}",
             _first(f"{a} = {b}" for a, b in found.by_alias.items()),
         ],
+        ["of both, in no graph but listed", f"{len(listed):,}", _first(listed)],
         ["in no graph: isolated nodes", f"{len(found.isolated):,}", _first(found.isolated)],
     ]
     output.print(table(f"perturbed genes of {path}", ["found", "number", "which"], rows))

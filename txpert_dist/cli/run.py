@@ -7,7 +7,7 @@ import typer
 
 from txpert_dist.cli.screen import console, output, progress, say, table
 from txpert_dist.cli.serving import TrackingUri, default_tracking_uri
-from txpert_dist.config import load
+from txpert_dist.config_file import load
 from txpert_dist.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def evaluate(
     """Score a model beside baselines and the screen's own reproducibility: same cells, same code.
 
     Writes report.md, report.json, per_perturbation.parquet and figures. For a run's folder the report is
-    added to the MLflow run, and `txpert register` asks for it.
+    added to the MLflow run, and `txpert register` asks for it. A model that was trained with
+    data.held_out_cell_lines is scored on these: --split train scores perturbations seen in other cell lines,
+    test and validation unseen ones.
 
         txpert evaluate runs/k562
         txpert evaluate models:/txpert@champion --store other.zarr --report report
@@ -113,20 +115,29 @@ def _open(model: str, tracking_uri: str | None) -> "Registered":
 
 
 def _score(ready: "Registered", path: Path, split: str, seed: int, name: str) -> "Report":
-    from txpert_dist.evaluate.predict import model_predictor
-    from txpert_dist.evaluate.report import Origin
+    from txpert_dist.evaluate.predict import predictor_of_store
+    from txpert_dist.evaluate.report import Origin, with_origin
     from txpert_dist.evaluate.run import evaluate as run
-    from txpert_dist.model.vocabulary import node_numbers
     from txpert_dist.serve.predict import genes_in_store
     from txpert_dist.store.cells import open_store
 
     cells, loaded = open_store(path), ready.loaded
     genes = genes_in_store(loaded, cells)
-    nodes_QM = node_numbers(loaded.vocabulary, cells.perturbations)
-    predictor = model_predictor(loaded.model, nodes_QM, cells.control_mean_CG[:, genes])
-    origin = Origin(run=name, model_hash=loaded.state.model_hash, snapshot_id=loaded.snapshot.id)
+    predictor = predictor_of_store(loaded, cells, genes)
+    there = {context.cell_line for context in cells.contexts}
+    held_out = [line for line in loaded.config.data.held_out_cell_lines if line in there]
     with progress() as show:
-        return run(cells, [predictor], split=split, genes=genes, seed=seed, origin=origin, progress=show)
+        result = run(
+            cells,
+            [predictor],
+            split=split,
+            genes=genes,
+            seed=seed,
+            held_out_cell_lines=held_out,
+            progress=show,
+        )
+    origin = Origin(run=name, model_hash=loaded.state.model_hash, snapshot_id=loaded.snapshot.id)
+    return with_origin(result, origin)
 
 
 def _log(folder: Path, report: "Report", files: Path, *, step: int) -> None:
@@ -155,5 +166,10 @@ def _show(report: "Report") -> None:
     metrics = list(rows[0].metrics)
     numbers = [[row.name, *(_number(row.metrics[metric].mean) for metric in metrics)] for row in rows]
     counts = report.counts
-    title = f"{report.provenance.split} split: {counts.perturbations:,} perturbations, {counts.cells:,} cells"
+    held_out = report.provenance.held_out_cell_lines
+    of_lines = f" of held-out {', '.join(held_out)}" if held_out else ""
+    title = (
+        f"{report.provenance.split} split{of_lines}: {counts.perturbations:,} perturbations, "
+        f"{counts.cells:,} cells"
+    )
     output.print(table(title, ["", *metrics], numbers))

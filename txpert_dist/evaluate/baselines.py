@@ -58,7 +58,8 @@ def fit_general(
     """
     if not len(training.perturbation_P) or not training.num_cells_P.sum():
         raise InputError(
-            "no perturbed cell is in the training split: baselines need some; ingest with another split"
+            "no perturbed cell is in the training split (outside held-out cell lines): baselines need some; "
+            "ingest with another split, or more cell lines"
         )
     overall_G = np.average(training.delta_PG, axis=0, weights=training.num_cells_P)
     by_name = {perturbations[code]: delta_G for code, delta_G in _mean_by_perturbation(training).items()}

@@ -24,13 +24,24 @@ _TRAIN_NOTE = (
 )
 
 
+_HELD_OUT_NOTE = (
+    "Held-out cell lines: {lines}. Only their cells are scored. Model and general baseline were fitted on "
+    "perturbed cells of the others; of the held-out ones the model saw control cells at most. {split}"
+)
+_SPLIT_OF_HELD_OUT = {
+    "train": "The train split holds seen perturbations: those that were learned from in other cell lines.",
+    "validation": "The validation split holds unseen perturbations: learned from in no cell line.",
+    "test": "The test split holds unseen perturbations: learned from in no cell line.",
+}
+
+
 def to_markdown(content: dict[str, Any], figures: Sequence[str]) -> str:
     """One page: scores, counts, definitions, provenance, figures."""
     sections = [
         f"# Evaluation on the {content['provenance']['split']} split",
         _scores(content),
         _undefined(content),
-        _TRAIN_NOTE if content["provenance"]["split"] == "train" else "",
+        _seen(content["provenance"]),
         "## What was evaluated\n\n" + _bullets({_words(k): f"{v:,}" for k, v in content["counts"].items()}),
         "## Rows\n\n" + _bullets({f"`{k}`": v for k, v in VARIANTS.items()}),
         "## Metrics\n\n" + _bullets({f"`{k}`": v["definition"] for k, v in content["metrics"].items()}),
@@ -38,6 +49,14 @@ def to_markdown(content: dict[str, Any], figures: Sequence[str]) -> str:
         *(f"![{_words(name.removesuffix('.png'))}]({name})" for name in figures),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _seen(provenance: dict[str, Any]) -> str:
+    """What was seen in training of what is scored."""
+    split, lines = provenance["split"], provenance["held_out_cell_lines"]
+    if lines:
+        return _HELD_OUT_NOTE.format(lines=", ".join(lines), split=_SPLIT_OF_HELD_OUT[split])
+    return _TRAIN_NOTE if split == "train" else ""
 
 
 def _scores(content: dict[str, Any]) -> str:
@@ -83,6 +102,8 @@ def _words(name: str) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 

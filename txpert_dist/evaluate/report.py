@@ -9,7 +9,7 @@ null where undefined.
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -46,6 +46,8 @@ class Provenance(NamedTuple):
     store_hash: str
     split: str
     split_hash: str
+    held_out_cell_lines: tuple[str, ...]
+    """The only ones scored, their perturbed cells unknown to model and baselines; none: all are scored."""
     num_genes: int
     seed: int
     repeats: int
@@ -71,6 +73,8 @@ class Counts(NamedTuple):
     """(perturbation, cell line) of every split that retrieval ranks among."""
     training_cells: int
     """Perturbed cells that the general baseline is fitted on."""
+    perturbations_with_training_cells: int
+    """Of the perturbations scored, those with cells among them."""
 
 
 class Summary(NamedTuple):
@@ -93,6 +97,11 @@ class Report:
     reproducibility: tuple[Summary, ...]
     table: pd.DataFrame
     """One row for each (perturbation, cell line) and predictor or reproducibility variant."""
+
+
+def with_origin(report: Report, origin: Origin) -> Report:
+    """The same report, saying where the evaluated model comes from."""
+    return replace(report, provenance=report.provenance._replace(**origin._asdict()))
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Evaluation of predictors on one split of a store, beside baselines and reproducibility.
 
 Enters: an open store and predictors over a gene view. Leaves: a ``Report``. Invariants: everything is scored
-on the same cells by the same code; baselines see training perturbations only; memory is bounded by
-``Effort``, not by the screen, beyond two rows of genes for each perturbation and cell line (the retrieval
-references).
+on the same cells by the same code; baselines see training perturbations only, and no perturbed cell of a
+held-out cell line; memory is bounded by ``Effort``, not by the screen, beyond two rows of genes for each
+perturbation and cell line (the retrieval references).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,14 @@ from txpert_dist.evaluate.blocks import Effort, Scored, Work, score_conditions, 
 from txpert_dist.evaluate.predictor import Predictor
 from txpert_dist.evaluate.report import Counts, Origin, Provenance, Report, Summary
 from txpert_dist.evaluate.scores import METRICS, Background, Values, line_tables
-from txpert_dist.loader.conditions import Progress, cell_lines, perturbation_deltas, perturbed_rows, quiet
+from txpert_dist.loader.conditions import (
+    Progress,
+    cell_lines,
+    cells_of_lines,
+    perturbation_deltas,
+    perturbed_rows,
+    quiet,
+)
 from txpert_dist.metrics.aggregate import mean_ignoring_nan
 from txpert_dist.metrics.delta import PerturbationDeltas
 from txpert_dist.store.cells import CellStore
@@ -28,9 +35,6 @@ from txpert_dist.store.splits import TRAIN
 
 GROUP = "perturbation, cell line"
 CONDITION = "perturbation, cell line, batch"
-ORIGIN = Origin()
-
-
 EFFORT = Effort()
 
 
@@ -41,30 +45,44 @@ def evaluate(
     split: str,
     genes: NDArray[np.int64],
     seed: int = 0,
-    origin: Origin = ORIGIN,
+    held_out_cell_lines: Sequence[str] = (),
     effort: Effort = EFFORT,
     progress: Progress = quiet,
 ) -> Report:
     """Score ``predictors``, the two baselines and split-half reproducibility on the cells of ``split``.
 
     ``genes`` is the view (gene numbers of the store) that the predictors predict; ``seed`` draws halves and
-    fast references. Raises ``InputError`` when the split has no perturbed cells or there is nothing to fit
-    baselines on, and ``StoreError`` for damaged data.
+    fast references. With ``held_out_cell_lines`` only their cells are scored and baselines are fitted on the
+    other cell lines: in the train split are then perturbations that were seen there, in the others unseen
+    ones. Raises ``InputError`` when there are no perturbed cells to score, nothing to fit baselines on or no
+    such cell line, and ``StoreError`` for damaged data.
     """
-    rows = perturbed_rows(store, split)
+    held_out = cells_of_lines(store, held_out_cell_lines)
+    rows = perturbed_rows(store, split, among=held_out if held_out_cell_lines else None)
     if not len(rows):
-        raise InputError(f"{store.path}: no perturbed cell is in the {split} split; evaluate another split")
+        where = f" of {', '.join(held_out_cell_lines)}" if held_out_cell_lines else ""
+        raise InputError(
+            f"{store.path}: no perturbed cell{where} is in the {split} split; evaluate another split"
+        )
     everything = perturbation_deltas(store, perturbed_rows(store), genes=genes, progress=progress)
-    training = _only(everything, store.split[everything.perturbation_P] == TRAIN)
-    control_mean_CG = store.control_mean_CG[:, genes]
     lines = cell_lines(store)
+    training = _training(store, everything, [lines.names.index(name) for name in held_out_cell_lines])
+    control_mean_CG = store.control_mean_CG[:, genes]
     tables = line_tables(everything, len(lines.names))
     background = Background(control_mean_CG, lines.cell_line_C, tables, seed)
     baselines = (NoChange(control_mean_CG), fit_general(training, store.perturbations, control_mean_CG))
     work = Work(store, rows, genes, background, effort, progress)
     groups = score_groups(work, [*predictors, *baselines])
     conditions = score_conditions(work)
-    return _report(work, groups, conditions, _provenance(work, split, origin), training)
+    return _report(work, groups, conditions, _provenance(work, split, held_out_cell_lines), training)
+
+
+def _training(
+    store: CellStore, everything: PerturbationDeltas, held_out: Sequence[int]
+) -> PerturbationDeltas:
+    """What baselines may see: training perturbations in cell lines that are not held out."""
+    kept_P = store.split[everything.perturbation_P] == TRAIN
+    return _only(everything, kept_P & ~np.isin(everything.cell_line_P, held_out))
 
 
 def _only(deltas: PerturbationDeltas, kept_P: NDArray[np.bool_]) -> PerturbationDeltas:
@@ -99,8 +117,9 @@ def _summary(name: str, unit: str, values: Values) -> Summary:
 
 def _counts(work: Work, groups: Scored, conditions: Scored, training: PerturbationDeltas) -> Counts:
     fallback_B = work.store.controls.fallback[work.store.context[work.rows]]
+    scored = np.unique(groups.perturbation)
     return Counts(
-        perturbations=len(np.unique(groups.perturbation)),
+        perturbations=len(scored),
         groups=len(groups.perturbation),
         cells=len(work.rows),
         conditions=len(conditions.perturbation),
@@ -108,6 +127,7 @@ def _counts(work: Work, groups: Scored, conditions: Scored, training: Perturbati
         cells_with_fallback_controls=int(fallback_B.sum()),
         reference_perturbations=sum(len(table.perturbation_P) for table in work.background.tables),
         training_cells=int(training.num_cells_P.sum()),
+        perturbations_with_training_cells=int(np.isin(scored, training.perturbation_P).sum()),
     )
 
 
@@ -138,13 +158,14 @@ def _table(work: Work, groups: Scored, conditions: Scored) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True)
 
 
-def _provenance(work: Work, split: str, origin: Origin) -> Provenance:
+def _provenance(work: Work, split: str, held_out_cell_lines: Sequence[str]) -> Provenance:
     return Provenance(
-        **origin._asdict(),
+        **Origin()._asdict(),
         store=str(work.store.path),
         store_hash=work.store.manifest_hash,
         split=split,
         split_hash=work.store.split_hash,
+        held_out_cell_lines=tuple(held_out_cell_lines),
         num_genes=len(work.genes),
         seed=work.background.seed,
         repeats=work.effort.repeats,

@@ -43,6 +43,8 @@ class IngestConfig(Section):
     """Where the counts are: X, raw, or the name of a layer."""
     input_scale: InputScale = "counts"
     """counts, or log1p when the file holds only log-normalised values."""
+    embeddings: tuple[str, ...] = ()
+    """Keys of obsm to keep: embeddings of the cells (X_pca, X_scgpt, ...), the same width in all files."""
     where: tuple[str, ...] = ()
     """Filters column=value: values of one column are alternatives, different columns must all hold."""
     separator: str | None = None
@@ -53,6 +55,8 @@ class IngestConfig(Section):
     """How many highly variable genes make up the training view; 0 for all."""
     select_on: Literal["train", "all"] = "train"
     """Cells on which variability is measured: train perturbations and controls, or every cell."""
+    held_out_cell_lines: tuple[str, ...] = ()
+    """Cell lines to be held out: with select_on train, their perturbed cells do not count."""
     split_seed: NonNegativeInt = 0
     min_cells: PositiveInt = 1
     """Perturbations with fewer cells are left out, and counted."""

@@ -54,7 +54,7 @@ def _csr_blocks(source: Source, group: Any, scratch: Path, block_entries: int) -
     for start, stop in _row_ranges(indptr, block_entries):
         entries = slice(int(indptr[start]), int(indptr[stop]))
         gene = group["indices"][entries]
-        _check_range(source, gene, source.shape[1], "gene")
+        _check_range(source, gene, source.shape[1], "gene" if len(source.var) else "column")
         yield Block(
             start, _canonical(group["data"][entries], gene, indptr[start : stop + 1], source.shape[1])
         )

@@ -2,10 +2,16 @@
 
 Enters: the path of a store to write. Leaves: the complete store there, or nothing. Invariants: work happens
 in a hidden sibling folder that is removed on failure; what a killed process left behind is removed by the
-next one (a lock tells it from the folder of a process at work); only a cell store is ever replaced.
+next one (a lock tells it from the folder of a process at work); only a cell store is ever replaced, and a
+process killed while replacing it loses neither the old store nor the new one.
+
+Linux exchanges two folders in one step. Where the system or the file system cannot, the old store is moved
+into the hidden folder first; killed at that moment, the next command on the path moves it back.
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -17,13 +23,16 @@ from txpert_dist.errors import InputError
 
 _SUFFIX = ".partial"
 _LOCK = "lock"
+_REPLACED = "replaced"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2(2)."""
 
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
     """A private folder beside ``target``, on the same file system; gone afterwards in any case."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
+    clear_abandoned(target)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
     try:
         with (folder / _LOCK).open("w") as lock:
@@ -38,16 +47,38 @@ def publish(built: Path, target: Path, *, replace: bool) -> None:
 
     Raises ``InputError`` when something appeared at ``target`` meanwhile.
     """
+    if replace and exchange(built, target):
+        return
+    replaced = built.with_name(_REPLACED)
     if replace:
-        os.rename(target, built.with_name("replaced"))
+        os.rename(target, replaced)
     try:
         os.rename(built, target)
     except OSError as error:
+        if replace and not target.exists():
+            os.rename(replaced, target)
         raise InputError(f"{target}: appeared while it was written ({error.strerror}); run again") from None
 
 
-def _remove_abandoned(target: Path) -> None:
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two paths of one file system in one step; False where that is not possible."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    if not rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE):
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def clear_abandoned(target: Path) -> None:
+    """Remove what killed processes left beside ``target``; a store that one had moved away goes back."""
     for folder in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
         with contextlib.suppress(OSError), (folder / _LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (folder / _REPLACED).exists() and not target.exists():
+                os.rename(folder / _REPLACED, target)
             shutil.rmtree(folder, ignore_errors=True)

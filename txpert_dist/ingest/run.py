@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.columns import FilterRow, filter_cells
 from txpert_dist.ingest.config import IngestConfig, resolve_keys
+from txpert_dist.ingest.embeddings import EmbeddingSources, embedding_blocks, open_embeddings
 from txpert_dist.ingest.existing import (
     Inputs,
     existing_summary,
@@ -45,6 +46,7 @@ class _Found(NamedTuple):
 
     cells: StoreInput
     gene_names: list[tuple[str, ...]]
+    embeddings: tuple[EmbeddingSources, ...]
     filters: tuple[FilterRow, ...]
     empty_cells: int
     notes: tuple[str, ...]
@@ -86,6 +88,8 @@ def _check(config: IngestConfig) -> None:
     repeated = [str(path) for path in config.sources if seen.count(path.resolve()) > 1]
     if repeated:
         raise InputError(f"{repeated[0]}: given twice; its cells would count twice, name it once")
+    if len(set(config.embeddings)) < len(config.embeddings):
+        raise InputError(f"embeddings {', '.join(config.embeddings)}: one is named twice; name each once")
     if config.cell_line is not None and config.cell_line_key is not None:
         raise InputError("both a cell line and a column of cell lines are given; keep one of them")
 
@@ -94,6 +98,7 @@ def _read(sources: tuple[Source, ...], config: IngestConfig, scratch: Path, prog
     keys = resolve_keys(config)
     names = [gene_names(source, keys.gene_name) for source in sources]
     genes = join_genes(sources, names, config.genes_join)
+    embeddings = open_embeddings(sources, config.embeddings)
     rows, filters = filter_cells(sources, config.where)
     screen = read_screen(sources, rows, config, keys)
     empty = 0
@@ -108,7 +113,7 @@ def _read(sources: tuple[Source, ...], config: IngestConfig, scratch: Path, prog
         tuple(file.note for file in names if file.note) + screen.contexts.notes + screen.perturbations.notes
     )
     cells = StoreInput(sources, screen, genes, scratch)
-    return _Found(cells, [file.names for file in names], filters, empty, notes)
+    return _Found(cells, [file.names for file in names], embeddings, filters, empty, notes)
 
 
 def _with_counts(
@@ -148,6 +153,9 @@ def _write(
         num_entries=statistics.num_entries,
         dtype=dtype,
     )
+    for embedding in found.embeddings:
+        blocks = embedding_blocks(embedding, screen.rows, cells.scratch, progress)
+        writer.write_embedding(embedding.name, embedding.width, blocks, origin=embedding.origin)
     for block in cells.blocks("write", progress):
         stored = block.stored
         writer.append(stored.indptr.astype(np.int64), stored.indices, stored.data.astype(dtype))
@@ -210,6 +218,7 @@ def _summarise(
         dropped_perturbations=len(perturbations.dropped),
         dropped_cells=found.empty_cells + sum(perturbations.dropped.values()),
         single_cell_perturbations=int((num_cells_R[1:] < 2).sum()),
+        embeddings={embedding.name: embedding.width for embedding in found.embeddings},
         labels=perturbations.label_rows,
         notes=found.notes,
     )

@@ -88,9 +88,9 @@ def _read(path: Path, file: h5py.File, layer: str) -> Source:
         raise InputError(
             f"{path}: no {layer!r} in the file; --layer may be {listing(there) or '... nothing'}"
         )
-    encoding, shape = _encoding(path, place, file[place])
-    obs = _table(path, file, "obs")
-    var = _table(path, file, "raw/var" if place == "raw/X" else "var")
+    encoding, shape = matrix_layout(path, place, file[place])
+    obs = read_table(path, file, "obs")
+    var = read_table(path, file, "raw/var" if place == "raw/X" else "var")
     if (len(obs), len(var)) != shape:
         raise InputError(
             f"{path}: {place} holds {shape[0]} cells x {shape[1]} genes, but obs has {len(obs)} rows and var "
@@ -103,11 +103,12 @@ def _read(path: Path, file: h5py.File, layer: str) -> Source:
     return Source(path, obs, var, place, encoding, shape, layers)
 
 
-def _encoding(path: Path, place: str, element: Any) -> tuple[Encoding, tuple[int, int]]:
+def matrix_layout(path: Path, place: str, element: Any) -> tuple[Encoding, tuple[int, int]]:
+    """How the HDF5 ``element`` is stored and its shape; ``InputError`` unless it is a matrix of numbers."""
     if isinstance(element, h5py.Dataset):
         if element.ndim == 2 and element.dtype.kind in "iufb":
             return "dense", (int(element.shape[0]), int(element.shape[1]))
-        raise InputError(f"{path}: {place} is no matrix of numbers; name the layer that is with --layer")
+        raise InputError(f"{path}: {place} is no matrix of numbers; name one that is")
     kind = str(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
     if kind not in ("csr", "csr_matrix", "csc", "csc_matrix") or not {"data", "indices", "indptr"} <= set(
         element
@@ -119,7 +120,8 @@ def _encoding(path: Path, place: str, element: Any) -> tuple[Encoding, tuple[int
     return ("csr" if kind.startswith("csr") else "csc"), (int(rows), int(columns))
 
 
-def _table(path: Path, file: h5py.File, name: str) -> pd.DataFrame:
+def read_table(path: Path, file: h5py.File, name: str) -> pd.DataFrame:
+    """The table ``name`` (obs, var) of the open ``file``; ``InputError`` when it cannot be used."""
     try:
         table = read_elem(file[name])
     except Exception as error:  # noqa: BLE001  anndata raises many kinds for a damaged or unknown table

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import IngestConfig, Key
 from txpert_dist.ingest.genes import GeneJoin
 from txpert_dist.ingest.matrix import Block, stream
@@ -135,9 +136,16 @@ def _stop(block: Block) -> int:
 
 
 def _cells_to_select_on(screen: Screen, config: IngestConfig) -> NDArray[np.bool_]:
+    contexts = screen.contexts.names
+    unknown = set(config.held_out_cell_lines) - {context.cell_line for context in contexts}
+    if unknown:
+        lines = ", ".join(sorted({context.cell_line for context in contexts}))
+        raise InputError(f"no cell line {min(unknown)!r} to hold out; the screen has {lines}")
     if config.select_on == "all":
         return np.ones(screen.num_cells, bool)
-    return np.equal(screen.split[screen.perturbations.code], TRAIN)
+    held_out_C = np.array([context.cell_line in config.held_out_cell_lines for context in contexts])
+    held_out: NDArray[np.bool_] = held_out_C[screen.contexts.code] & ~screen.is_control
+    return np.equal(screen.split[screen.perturbations.code], TRAIN) & ~held_out
 
 
 def _library_size(block: CellBlock, config: IngestConfig) -> NDArray[np.float64]:

@@ -7,6 +7,8 @@ time, so that the same inputs and settings give the same store, byte for byte, w
 import json
 from pathlib import Path
 
+from pydantic import Field
+
 from txpert_dist.config import Section
 from txpert_dist.ingest.columns import FilterRow
 from txpert_dist.store.write import LabelRow
@@ -55,6 +57,8 @@ class IngestSummary(Section):
     """Cells of those perturbations, and cells without counts."""
     single_cell_perturbations: int
     """With fewer than two cells: no split-half reproducibility for these."""
+    embeddings: dict[str, int] = Field(default_factory=dict)
+    """Width of each embedding taken from obsm."""
     labels: tuple[LabelRow, ...]
     """Every label of the sources and the canonical perturbation it became."""
     notes: tuple[str, ...]
@@ -62,7 +66,8 @@ class IngestSummary(Section):
 
     def to_json(self) -> str:
         """As the store keeps it."""
-        return self.model_dump_json(exclude={"store", "created"})
+        unused = set() if self.embeddings else {"embeddings"}
+        return self.model_dump_json(exclude={"store", "created", *unused})
 
 
 def from_json(text: str, store: Path) -> IngestSummary:

@@ -5,12 +5,14 @@ the log1p-normalised cells. Invariants: cells are read a block at a time and dro
 genes for each condition (or perturbation) of the call; ``row_blocks`` cuts a screen so that this is bounded.
 """
 
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from txpert_dist.errors import InputError
 from txpert_dist.metrics.delta import PerturbationDeltas, centre_sums, groups_of
 from txpert_dist.metrics.moments import (
     ConditionMoments,
@@ -51,16 +53,37 @@ def cell_lines(store: CellStore) -> CellLines:
     return CellLines(names, np.array([code[context.cell_line] for context in store.contexts], np.int64))
 
 
-def perturbed_rows(store: CellStore, split: str | None = None) -> NDArray[np.int64]:
+def cells_of_lines(store: CellStore, names: Sequence[str]) -> NDArray[np.bool_]:
+    """(num_cells,) whether each cell is of one of the cell lines ``names``.
+
+    Raises ``InputError`` for a cell line that the store does not have, naming near ones.
+    """
+    lines = cell_lines(store)
+    for name in names:
+        if name not in lines.names:
+            near = difflib.get_close_matches(name, lines.names, 3, 0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(lines.names)}"
+            raise InputError(f"{store.path}: no cell line {name!r}; {hint}")
+    chosen_C = np.isin(lines.cell_line_C, [lines.names.index(name) for name in names])
+    cells: NDArray[np.bool_] = chosen_C[store.context]
+    return cells
+
+
+def perturbed_rows(
+    store: CellStore, split: str | None = None, *, among: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """Ascending rows of the perturbed cells whose perturbation is in ``split`` (any split when None).
 
-    Raises ``ValueError`` for a name that is not a split.
+    ``among`` leaves only the cells where it is True, e.g. ``cells_of_lines``. Raises ``ValueError`` for a
+    name that is not a split.
     """
     kept = store.perturbation != _CONTROL
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     if split is not None:
         kept &= store.split[store.perturbation] == SPLITS.index(split)
+    if among is not None:
+        kept &= among
     return np.flatnonzero(kept).astype(np.int64)
 
 

@@ -6,7 +6,7 @@ epoch, by the one rank that serves it; at most two windows are in memory, the on
 being read (the latter twice while its cells are put in order).
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from txpert_dist.config import Data
 from txpert_dist.errors import ConfigError, InputError
+from txpert_dist.loader.conditions import cells_of_lines
 from txpert_dist.loader.pairing import ControlTable, pair
 from txpert_dist.loader.plan import plan_epoch, remaining, steps_per_epoch
 from txpert_dist.loader.rows import cut, read_rows
@@ -28,11 +29,19 @@ CONTROL = 0
 """Perturbation code of control cells."""
 
 
-def training_rows(store: CellStore, *, controls_as_targets: bool) -> NDArray[np.int64]:
-    """Cells of training perturbations, ascending; control cells too when they are targets."""
+def training_rows(
+    store: CellStore, *, controls_as_targets: bool, held_out_cell_lines: Sequence[str] = ()
+) -> NDArray[np.int64]:
+    """Cells of training perturbations, ascending; control cells too when they are targets.
+
+    Of a held-out cell line there are the control cells at most (methods: "only control cells from this type
+    were included in training"). Raises ``InputError`` for a cell line that the store does not have.
+    """
     of_train = store.split == SPLITS.index("train")
     of_train[CONTROL] = controls_as_targets
-    return np.flatnonzero(of_train[store.perturbation])
+    kept = of_train[store.perturbation]
+    kept &= (store.perturbation == CONTROL) | ~cells_of_lines(store, held_out_cell_lines)
+    return np.flatnonzero(kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,13 @@
-"""Dropout whose masks are counted, not streamed.
+"""Random numbers of a step that are counted, not streamed: dropout masks and normal draws.
 
 Enters: activations, and a key that says which optimiser step and which rows these are. Leaves: the
-activations, thinned. Invariants: a cell's mask is a function of (seed, step, layer, row in the global
-minibatch, column), so any number of workers draws what one worker draws; a graph's mask is a function of
-(seed, step, layer), so every worker draws the same. Without a key nothing is dropped. The process's own
-random streams are neither read nor advanced.
+activations, thinned, or normal numbers of their shape. Invariants: what is drawn for a cell is a function of
+(seed, step, layer, row in the global minibatch, column), so any number of workers draws what one worker
+draws; a graph's mask is a function of (seed, step, layer), so every worker draws the same. Without a key
+nothing is dropped. The process's own random streams are neither read nor advanced.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ _MASK_64 = (1 << 64) - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _INCREMENT = 0x9E3779B97F4A7C15
 _BITS = 24
-_CELLS, _GRAPH = 0, 1
+_CELLS, _GRAPH, _NORMAL = 0, 1, 3
+"""Streams of draws; encoders/features.py has 2."""
 
 
 class DropoutKey(NamedTuple):
@@ -38,14 +40,21 @@ def cell_dropout(x_BN: Tensor, probability: float, layer: int, key: DropoutKey |
     """
     if key is None or probability == 0:
         return x_BN
-    num_cells, width = x_BN.shape
-    base = hash_integers(_CELLS, key.seed, key.step, layer)
-    row_B = torch.arange(key.first_row, key.first_row + num_cells, device=x_BN.device)
-    column_N = torch.arange(width, device=x_BN.device)
-    bits_BN = _mix(_mix(row_B + _signed(base)).unsqueeze(1) + _mix(column_N + _signed(~base & _MASK_64)))
-    drawn_BN = bits_BN.bitwise_and_((1 << _BITS) - 1)
+    drawn_BN = _cell_bits(x_BN, _CELLS, layer, key).bitwise_and_((1 << _BITS) - 1)
     kept_BN = drawn_BN >= round(probability * (1 << _BITS))
     return x_BN * kept_BN.to(x_BN.dtype).mul_(1 / (1 - probability))
+
+
+def cell_normal(x_BN: Tensor, layer: int, key: DropoutKey) -> Tensor:
+    """Independent standard normal numbers of the shape, type and device of ``x_BN``, hashed as the masks are.
+
+    Box & Muller 1958 on the two halves of a hash, in double precision: both uniform on the midpoints of 2^32
+    intervals, so the logarithm is finite and no number exceeds 6.8.
+    """
+    bits_BN = _cell_bits(x_BN, _NORMAL, layer, key)
+    radius_BN = (-2 * _uniform(_shift_right(bits_BN, 32)).log_()).sqrt_()
+    angle_BN = _uniform(bits_BN.bitwise_and_((1 << 32) - 1)).mul_(2 * math.pi)
+    return radius_BN.mul_(angle_BN.cos_()).to(x_BN.dtype)
 
 
 def graph_dropout(x_PN: Tensor, probability: float, layer: int, key: DropoutKey | None) -> Tensor:
@@ -71,6 +80,20 @@ def hash_integers(*numbers: int) -> int:
             state = ((state ^ (state >> shift)) * multiplier) & _MASK_64
         state ^= state >> 31
     return state
+
+
+def _cell_bits(x_BN: Tensor, stream: int, layer: int, key: DropoutKey) -> Tensor:
+    """64 hashed bits for every entry of ``x_BN``."""
+    num_cells, width = x_BN.shape
+    base = hash_integers(stream, key.seed, key.step, layer)
+    row_B = torch.arange(key.first_row, key.first_row + num_cells, device=x_BN.device)
+    column_N = torch.arange(width, device=x_BN.device)
+    return _mix(_mix(row_B + _signed(base)).unsqueeze(1) + _mix(column_N + _signed(~base & _MASK_64)))
+
+
+def _uniform(bits_BN: Tensor) -> Tensor:
+    """Midpoints in (0, 1) from integers below 2^32."""
+    return bits_BN.double().add_(0.5).mul_(2.0**-32)
 
 
 def _mix(x: Tensor) -> Tensor:

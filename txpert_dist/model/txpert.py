@@ -1,40 +1,58 @@
 """TxPert: expression after a perturbation, from a control profile and a knowledge graph.
 
-Enters: control expression (log1p scale), the nodes of each cell's perturbed genes. Leaves: predicted
-expression on the same scale. y = g(s + sum of z_p), s = f(x) the basal state and z the perturbation encoder's
-node embeddings (TxPert, methods, "TxPert architecture"); with the identity basal model y = x + g(sum of z_p).
-Invariants: embeddings do not depend on the cells; initial weights depend on the seed and the shapes alone;
-nothing here knows of workers but through ``reduce``, a differentiable sum over them.
+Enters: control expression (log1p scale) or an embedding of it, the nodes of each cell's perturbed genes.
+Leaves: predicted expression on the same scale. y = a(g(fuse(s, z_1 ... z_m))), s = f(x) the basal state, z
+the perturbation encoder's node embeddings (TxPert, methods, "TxPert architecture"), a the identity or
+softplus; with the identity basal model y = x + g(fuse(0, z_1 ... z_m)). Invariants: embeddings do not depend
+on the cells; initial weights depend on the seed and the shapes alone; nothing here knows of workers but
+through ``reduce``, a differentiable sum over them.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
-from txpert_dist.model.attention.edges import edge_table
+from txpert_dist.model.basal import BasalState, IdentityBasal, PerceptronBasal, VariationalBasal, build_basal
 from txpert_dist.model.dropout import DropoutKey
-from txpert_dist.model.gat import GraphAttentionEncoder
+from txpert_dist.model.encoders.build import build_encoder
+from txpert_dist.model.fusion import build_fusion
+from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import Reduce, identity
 from txpert_dist.model.perceptron import Perceptron
 
-_BASAL_DROPOUT, _DECODER_DROPOUT = 0, 1
+_DECODER_SITE = 1
+"""Tells the decoder's dropout from the basal encoder's, which is 0."""
+
+
+class Prediction(NamedTuple):
+    """What the model says of each cell."""
+
+    expression_BG: Tensor
+    divergence_B: Tensor | None
+    """Of the basal state's distribution from N(0, 1); None unless the basal encoder is variational."""
 
 
 class TxPert(nn.Module):
-    """Basal encoder, perturbation encoder, additive fusion and decoder; build it with ``build_model``."""
+    """Basal encoder, perturbation encoder, fusion and decoder; build it with ``build_model``."""
 
     def __init__(
-        self, *, basal: Perceptron | None, perturbation: GraphAttentionEncoder, decoder: Perceptron
+        self,
+        *,
+        basal: nn.Module,
+        perturbation: nn.Module,
+        fusion: nn.Module,
+        decoder: nn.Module,
+        activation: nn.Module,
     ) -> None:
-        """``basal=None`` is the identity basal model."""
+        """``activation`` has no parameters; with an ``IdentityBasal`` the control is added after it."""
         super().__init__()
         self.basal = basal
         self.perturbation = perturbation
+        self.fusion = fusion
         self.decoder = decoder
+        self.activation = activation
 
     def perturbation_embeddings(self, key: DropoutKey | None = None) -> Tensor:
         """z_PD of every node. They do not depend on cells: compute them once, decode many."""
@@ -42,98 +60,99 @@ class TxPert(nn.Module):
         return z_PD
 
     def decode(
-        self, control_BG: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None = None
+        self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None = None
     ) -> Tensor:
-        """Predicted expression yhat_BG of cells with ``control_BG`` under the perturbations of ``z_PD``.
+        """Predicted expression yhat_BG of cells with ``control_BN`` under the perturbations of ``z_PD``.
 
-        ``perturbations_BM`` holds node numbers, -1 where there is none; a row of -1 is a control cell.
-        Raises ``IndexError`` for a node number that is not in ``z_PD``.
+        ``control_BN`` is the control's expression over the genes, or the embedding that the basal encoder
+        was built for. ``perturbations_BM`` holds node numbers, -1 where there is none; a row of -1 is a
+        control cell. Raises ``IndexError`` for a node number that is not in ``z_PD``.
         """
-        shift_BD = sum_perturbations(z_PD, perturbations_BM)
-        if self.basal is None:
-            change_BG: Tensor = self.decoder(shift_BD, key)
-            return control_BG + change_BG
-        predicted_BG: Tensor = self.decoder(self.basal(control_BG, key) + shift_BD, key)
-        return predicted_BG
+        return self._predict(control_BN, perturbations_BM, z_PD, key).expression_BG
 
-    def forward(self, control_BG: Tensor, perturbations_BM: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """``decode`` with embeddings computed for this call; ``key`` switches dropout on."""
-        return self.decode(control_BG, perturbations_BM, self.perturbation_embeddings(key), key)
+    def forward(
+        self, control_BN: Tensor, perturbations_BM: Tensor, key: DropoutKey | None = None
+    ) -> Prediction:
+        """``decode`` with embeddings computed for this call; ``key`` switches dropout and draws on."""
+        return self._predict(control_BN, perturbations_BM, self.perturbation_embeddings(key), key)
+
+    def _predict(
+        self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None
+    ) -> Prediction:
+        basal: BasalState = self.basal(control_BN, key)
+        fused_BD = self.fusion(basal.state_BD, perturbations_BM, z_PD)
+        expression_BG: Tensor = self.activation(self.decoder(fused_BD, key))
+        if isinstance(self.basal, IdentityBasal):
+            expression_BG = control_BN + expression_BG
+        return Prediction(expression_BG, basal.divergence_B)
 
 
 def build_model(
     model: config.Model,
     *,
     num_genes: int,
-    num_nodes: int,
-    graphs: Sequence[KnowledgeGraph],
+    basal_width: int,
+    graph: GraphInput,
     seed: int,
     reduce: Reduce = identity,
 ) -> TxPert:
-    """A TxPert over ``num_genes`` genes and ``num_nodes`` nodes, with initial weights drawn from ``seed``.
+    """A TxPert over ``num_genes`` genes and the nodes of ``graph``, with initial weights drawn from ``seed``.
 
-    ``graphs`` number their nodes below ``num_nodes``; their union is what the encoder sees. ``reduce`` sums a
+    ``basal_width`` is the width of the control: ``num_genes``, or that of its embedding. ``reduce`` sums a
     tensor over the workers, differentiably; batch normalisation needs it. The caller's random streams are
-    left as they were. Raises ``ValueError`` for an edge whose end is not a node.
+    left as they were. Raises ``ConfigError`` when ``graph`` lacks what the encoder asks for, ``ValueError``
+    for an edge whose end is not a node.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        basal: Perceptron | None
-        match model.basal:
-            case config.MlpBasal(hidden=hidden):
-                basal = _perceptron(model, num_genes, hidden, model.latent, _BASAL_DROPOUT, reduce)
-            case config.IdentityBasal():
-                basal = None
-        gat = model.perturbation
-        edges = edge_table(graphs, num_nodes, self_loops=gat.self_loops, reverse_edges=gat.reverse_edges)
-        decoder = _perceptron(model, model.latent, model.decoder.hidden, num_genes, _DECODER_DROPOUT, reduce)
-        if model.norm == "batch":
-            _fix_undetermined_biases(basal, decoder)
-        return TxPert(
-            basal=basal,
-            perturbation=GraphAttentionEncoder(gat, edges, latent=model.latent),
-            decoder=decoder,
+        basal = build_basal(model, basal_width, reduce)
+        decoder = Perceptron(
+            model.latent,
+            model.decoder.hidden,
+            num_genes,
+            norm=model.norm,
+            dropout=model.dropout,
+            layer=_DECODER_SITE,
+            reduce=reduce,
         )
-
-
-def sum_perturbations(z_PD: Tensor, perturbations_BM: Tensor) -> Tensor:
-    """Sum of the embeddings of each cell's perturbations: (B, D), zero for a cell without any."""
-    num_nodes, latent = z_PD.shape
-    # one more row, of zeros, is where -1 points: a gather forward and a sorted, repeatable sum backward
-    padded_PD = torch.cat([z_PD, z_PD.new_zeros(1, latent)])
-    rows_BM = torch.where(perturbations_BM < 0, num_nodes, perturbations_BM)
-    return functional.embedding(rows_BM, padded_PD, padding_idx=num_nodes).sum(1)
+        perturbation = build_encoder(model.perturbation, graph, latent=model.latent)
+        fusion = build_fusion(model)
+    if model.norm == "batch":
+        _fix_undetermined_biases(model, basal, decoder)
+    return TxPert(
+        basal=basal,
+        perturbation=perturbation,
+        fusion=fusion,
+        decoder=decoder,
+        activation=nn.Softplus() if model.decoder.activation == "softplus" else nn.Identity(),
+    )
 
 
 def parameter_counts(model: TxPert) -> dict[str, int]:
-    """Learned numbers in each part; 0 for a part that is the identity."""
+    """Learned numbers in each part; 0 for a part without any."""
     return {
-        name: sum(p.numel() for p in part.parameters()) if part is not None else 0
+        name: sum(p.numel() for p in part.parameters())
         for name, part in (
             ("basal", model.basal),
             ("perturbation", model.perturbation),
+            ("fusion", model.fusion),
             ("decoder", model.decoder),
         )
     }
 
 
-def _fix_undetermined_biases(basal: Perceptron | None, decoder: Perceptron) -> None:
+def _fix_undetermined_biases(model: config.Model, basal: nn.Module, decoder: Perceptron) -> None:
     # Batch norm subtracts whatever these add, so their gradient is rounding noise alone. AdamW scales noise
     # to full steps: they would wander, and the running means after them, unlike on other numbers of workers.
-    fixed = [decoder.first] if basal is None else [decoder.first, basal.first, basal.last]
+    fixed = [decoder.first]
+    # a shift of every state reaches the decoder's norm as it is where states only add up
+    shifts = isinstance(model.fusion, config.AdditiveFusion)
+    if isinstance(basal, PerceptronBasal):
+        fixed += [basal.perceptron.first] + [basal.perceptron.last] * shifts
+    if isinstance(basal, VariationalBasal):
+        fixed.append(basal.trunk.first)
+        # the divergence tells a mean of 0 from others; the log variance scales the draws
+        if shifts and isinstance(model.basal, config.VaeBasal) and model.basal.divergence_weight == 0:
+            fixed.append(basal.mean)
     for linear in fixed:
         linear.bias.requires_grad_(False)
-
-
-def _perceptron(
-    model: config.Model, inputs: int, hidden: int, outputs: int, layer: int, reduce: Reduce
-) -> Perceptron:
-    return Perceptron(
-        inputs,
-        hidden,
-        outputs,
-        norm=model.norm,
-        dropout=model.dropout,
-        layer=layer,
-        reduce=reduce,
-    )

@@ -18,14 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from txpert_dist.errors import CheckpointError, InputError
-from txpert_dist.model.vocabulary import node_numbers
 from txpert_dist.serve.registered import Registered
 from txpert_dist.store.cells import CellStore
 from txpert_dist.store.expression import gene_view, log1p_normalise, select_genes
 from txpert_dist.train.checkpoint import LoadedModel
-
-PROFILES_AT_ONCE = 1024
-"""Rows that go through the decoder together: bounds memory at about 100 MB for 20,000 genes."""
+from txpert_dist.train.conditions import ROWS_AT_ONCE, controls_of_store, predicted_conditions
+from txpert_dist.train.inputs import embedding_key, perturbation_nodes
 
 
 class PredictionSummary(NamedTuple):
@@ -41,30 +39,43 @@ class PredictionSummary(NamedTuple):
 
 
 def predict_profiles(
-    model: Registered, control_RG: NDArray[np.float32], names: Sequence[str]
+    model: Registered, control_RN: NDArray[np.float32], names: Sequence[str]
 ) -> NDArray[np.float32]:
     """Predicted expression (R, G) of each control profile under the perturbation named beside it.
 
-    ``names``: "control", a gene of the graph, or genes joined by "+". Raises ``InputError`` for a gene that
-    the model's graph does not have (with close matches) or profiles of another number of genes.
+    ``control_RN`` is what the basal encoder reads: expression over the model's genes, or the embedding that
+    the model was trained with. ``names``: "control", a gene of the graph, or genes joined by "+". Raises
+    ``InputError`` for a gene that the model's graph does not have (with close matches) or profiles of another
+    width.
     """
-    genes = model.loaded.genes
-    if control_RG.ndim != 2 or control_RG.shape[1] != len(genes):
-        raise InputError(
-            f"control profiles: shape {control_RG.shape}, but the model has {len(genes)} genes; give one "
-            f"value for each of the model's genes, in its order ({genes[0]}, {genes[1]}, ...)"
-        )
-    nodes_RM = node_numbers(model.loaded.vocabulary, names)
-    predicted_RG = np.empty_like(control_RG, dtype=np.float32)
+    loaded = model.loaded
+    if control_RN.ndim != 2 or control_RN.shape[1] != loaded.state.basal_width:
+        raise InputError(f"control profiles: shape {control_RN.shape}, but {_wanted(loaded)}")
+    nodes_RM = perturbation_nodes(loaded.config.model, loaded.vocabulary, names)
+    predicted_RG = np.empty((len(names), len(loaded.genes)), np.float32)
     with torch.inference_mode():
-        for start in range(0, len(names), PROFILES_AT_ONCE):
-            rows = slice(start, start + PROFILES_AT_ONCE)
-            predicted_RG[rows] = model.loaded.model.decode(
-                torch.from_numpy(np.ascontiguousarray(control_RG[rows], dtype=np.float32)),
+        for start in range(0, len(names), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            predicted_RG[rows] = loaded.model.decode(
+                torch.from_numpy(np.ascontiguousarray(control_RN[rows], dtype=np.float32)),
                 torch.from_numpy(nodes_RM[rows]),
                 model.z_PD,
             ).numpy()
     return predicted_RG
+
+
+def _wanted(loaded: LoadedModel) -> str:
+    """What control profiles must be, for a message."""
+    key, genes = embedding_key(loaded.config.model), loaded.genes
+    if key is not None:
+        return (
+            f"the model starts from embedding {key}; give its {loaded.state.basal_width} values of each "
+            "control, computed as those that the model was trained on"
+        )
+    return (
+        f"the model has {len(genes)} genes; give one value for each of them, in its order "
+        f"({genes[0]}, {genes[1]}, ...)"
+    )
 
 
 def genes_in_store(loaded: LoadedModel, store: CellStore) -> NDArray[np.int64]:
@@ -94,18 +105,16 @@ def predict_for_store(
 ) -> PredictionSummary:
     """Predict each perturbation for every batch of a cell line and write an h5ad with the control cells.
 
-    One predicted row per (perturbation, batch), from the batch's mean control as in training, with
-    ``predicted`` True in obs; the batches' control cells follow. Raises ``InputError`` for an unknown cell
-    line, batch or gene.
+    One predicted row per (perturbation, batch), from the controls that the model was trained to start from
+    (``train.conditions``), with ``predicted`` True in obs; the batches' control cells follow. Raises
+    ``InputError`` for an unknown cell line, batch or gene, ``ConfigError`` or ``CheckpointError`` when model
+    and store do not fit.
     """
     contexts = _contexts(store, cell_line, batches)
     genes = genes_in_store(model.loaded, store)
     names = [name for name in perturbations for _ in contexts]
-    control_RG = np.tile(store.control_mean_CG[contexts][:, genes], (len(perturbations), 1))
-    progress("predict", 0, len(names))
-    predicted_RG = predict_profiles(model, control_RG, names)
+    predicted_RG = _predicted(model, store, genes, names, contexts * len(perturbations), progress)
     clipped = int((predicted_RG < 0).sum())
-    progress("predict", len(names), len(names))
     controls, control_context = _controls(store, contexts, genes)
     obs = pd.concat(
         [
@@ -120,6 +129,28 @@ def predict_for_store(
     )
     _write(matrix, obs, model, out)
     return PredictionSummary(out, len(perturbations), len(contexts), len(names), controls.shape[0], clipped)
+
+
+def _predicted(
+    model: Registered,
+    store: CellStore,
+    genes: NDArray[np.int64],
+    names: Sequence[str],
+    contexts: Sequence[int],
+    progress: Callable[[str, int, int], None],
+) -> NDArray[np.float32]:
+    """(R, G) prediction of each perturbation in the context beside it."""
+    loaded = model.loaded
+    nodes_RM = perturbation_nodes(loaded.config.model, loaded.vocabulary, names)
+    controls = controls_of_store(loaded, store, genes)
+    predicted_RG = np.empty((len(names), len(genes)), np.float32)
+    progress("predict", 0, len(names))
+    for block, predicted_BG in predicted_conditions(
+        loaded.model, model.z_PD, nodes_RM, np.array(contexts), controls
+    ):
+        predicted_RG[block] = predicted_BG.numpy()
+        progress("predict", block.stop, len(names))
+    return predicted_RG
 
 
 def _contexts(store: CellStore, cell_line: str, batches: Sequence[str] | None) -> list[int]:

@@ -26,10 +26,13 @@ class TxPertPyfunc(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow s
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One prediction a row: column ``prediction`` holds (G,) values in the model's gene order."""
+        """One prediction a row: column ``prediction`` holds (G,) values in the model's gene order.
+
+        ``control`` is what the model starts from: expression in that order, or the embedding of its training.
+        """
         del context, params
-        control_RG = np.stack([np.asarray(row, dtype=np.float32) for row in model_input["control"]])
-        predicted_RG = predict_profiles(self.registered, control_RG, model_input["perturbation"].tolist())
+        control_RN = np.stack([np.asarray(row, dtype=np.float32) for row in model_input["control"]])
+        predicted_RG = predict_profiles(self.registered, control_RN, model_input["perturbation"].tolist())
         return pd.DataFrame({"prediction": [row.astype(np.float64) for row in predicted_RG]})
 
 

@@ -172,7 +172,7 @@ def _signature() -> ModelSignature:
 
 
 def _example(loaded: LoadedModel) -> pd.DataFrame:
-    control = [np.zeros(len(loaded.genes)).tolist()]
+    control = [np.zeros(loaded.state.basal_width).tolist()]
     return pd.DataFrame({"control": control, "perturbation": [loaded.vocabulary.genes[0]]})
 
 

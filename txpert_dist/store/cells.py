@@ -8,7 +8,7 @@ Open the store in every process that reads it: hand over the path, not the value
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
@@ -19,6 +19,7 @@ from txpert_dist.minibatch import SparseRows
 from txpert_dist.store import layout, manifest
 from txpert_dist.store.controls import Context, ControlIndex
 from txpert_dist.store.expression import InputScale
+from txpert_dist.store.reads import plan_reads
 from txpert_dist.store.splits import split_hash
 
 _GAP = layout.CHUNK_ENTRIES
@@ -54,10 +55,13 @@ class CellStore:
     controls: ControlIndex
     control_mean_CG: NDArray[np.float32]
     """(C, genes) mean log1p expression of each context's controls, after fallback."""
+    embeddings: dict[str, int]
+    """Width of each embedding of the cells, by name."""
     indptr: NDArray[np.int64] = field(repr=False)
     """(num_cells + 1,) where each cell's entries begin."""
     _value: Any = field(repr=False)
     _gene: Any = field(repr=False)
+    _embedding: dict[str, Any] = field(repr=False)
 
     @property
     def num_cells(self) -> int:
@@ -81,9 +85,7 @@ class CellStore:
         Nearby rows are fetched by one contiguous read, so sorted neighbourhoods are cheap.
         Raises ``IndexError`` for a row outside the store and ``StoreError`` for damaged data.
         """
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_cells):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of a store of {self.num_cells} cells")
+        rows = self._checked(rows)
         plan = plan_reads(self.indptr, np.unique(rows), _GAP)
         pieces = [self._entries(start, stop) for start, stop in plan.ranges_R2.tolist()]
         gene = _concatenate([piece[0] for piece in pieces], np.int32)
@@ -94,9 +96,42 @@ class CellStore:
         where = np.repeat(begin - indptr[:-1], length) + np.arange(indptr[-1])
         return SparseRows(indptr, gene[where], value[where], self.library_size[rows])
 
+    def take_embedding(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(R, width) the embedding ``name`` of the cells ``rows``, in that order, repeats allowed.
+
+        Reads the chunks that hold these rows and no other. Raises ``IndexError`` for a row outside the store
+        and ``StoreError`` for an embedding that the store does not have and for damaged data.
+        """
+        array = self._embedding_array(name)
+        rows = self._checked(rows)
+        values_RN: NDArray[np.float32] = _read(self.path, f"{layout.OBSM}/{name}", array.oindex, rows)
+        # A chunk that vanished after opening reads as NaN, which no stored value is.
+        if not np.isfinite(values_RN).all():
+            raise StoreError(_damaged(self.path, f"{layout.OBSM}/{name}"))
+        return values_RN
+
+    def embedding_origin(self, name: str) -> dict[str, Any]:
+        """How the embedding ``name`` was made, as its writer noted it."""
+        return dict(self._embedding_array(name).attrs.get(layout.ORIGIN, {}))
+
     def training_genes(self, which: Literal["selected", "all"]) -> NDArray[np.int64]:
         """Gene numbers of the training view, ascending."""
         return self.selected if which == "selected" else np.arange(len(self.genes), dtype=np.int64)
+
+    def _checked(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_cells):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of a store of {self.num_cells} cells")
+        return rows
+
+    def _embedding_array(self, name: str) -> Any:
+        if name not in self._embedding:
+            there = ", ".join(self.embeddings) or "none"
+            raise StoreError(
+                f"{self.path}: no embedding {name!r}, there is {there}; add it with txpert embed, or ingest "
+                "with --embedding"
+            )
+        return self._embedding[name]
 
     def _entries(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.generic]]:
         gene = _read(self.path, layout.GENE, self._gene, slice(start, stop))
@@ -105,30 +140,6 @@ class CellStore:
         if len(gene) and (gene.min() < 0 or not value.all()):
             raise StoreError(_damaged(self.path, layout.GENE if gene.min() < 0 else layout.VALUE))
         return gene, value
-
-
-class ReadPlan(NamedTuple):
-    """Which contiguous ranges of entries hold the wanted rows, and where each row lands."""
-
-    rows: NDArray[np.int64]
-    """Wanted rows, ascending and distinct."""
-    ranges_R2: NDArray[np.int64]
-    """(reads, 2) first and last (exclusive) entry of each read, ascending, disjoint."""
-    begin: NDArray[np.int64]
-    """(rows,) where each wanted row begins in the concatenation of all reads."""
-
-
-def plan_reads(indptr: NDArray[np.int64], rows: NDArray[np.int64], gap: int) -> ReadPlan:
-    """Join ascending, distinct ``rows`` into reads, bridging gaps of at most ``gap`` unwanted entries."""
-    if not len(rows):
-        return ReadPlan(rows, np.zeros((0, 2), np.int64), np.zeros(0, np.int64))
-    start, stop = indptr[rows], indptr[rows + 1]
-    first = np.concatenate([[True], start[1:] - stop[:-1] > gap])
-    head = np.flatnonzero(first)
-    ranges_R2 = np.stack([start[head], stop[np.append(head[1:], len(rows)) - 1]], axis=1)
-    before = np.cumsum(ranges_R2[:, 1] - ranges_R2[:, 0]) - (ranges_R2[:, 1] - ranges_R2[:, 0])
-    read = np.cumsum(first) - 1
-    return ReadPlan(rows, ranges_R2, start - ranges_R2[read, 0] + before[read])
 
 
 def open_store(path: Path) -> CellStore:
@@ -143,6 +154,7 @@ def open_store(path: Path) -> CellStore:
         root = zarr.open_group(str(path), mode="r")
         ours = root[layout.GROUP]
         index = str(root["var"].attrs["_index"])
+        embedding = dict(sorted(root[layout.OBSM].arrays())) if layout.OBSM in root else {}
     except Exception as error:  # noqa: BLE001  zarr raises many kinds for a damaged hierarchy
         raise StoreError(
             f"{path}: its Zarr metadata cannot be read ({error}); ingest the screen again"
@@ -172,9 +184,11 @@ def open_store(path: Path) -> CellStore:
             load(layout.CONTROL_INDPTR), load(layout.CONTROL_ROWS), load(layout.CONTROL_FALLBACK)
         ),
         control_mean_CG=load(layout.CONTROL_MEAN),
+        embeddings={name: int(array.shape[1]) for name, array in embedding.items()},
         indptr=load("indptr", root["X"], "X"),
         _value=root[layout.VALUE],
         _gene=root[layout.GENE],
+        _embedding=embedding,
     )
 
 
@@ -182,6 +196,13 @@ def read_summary(path: Path) -> str:
     """The JSON that ingest stored about itself; ``StoreError`` when it cannot be read."""
     name = f"{layout.GROUP}/{layout.SUMMARY}"
     return str(_read(path, name, zarr.open_group(str(path), mode="r")[name], ()))
+
+
+def cell_names(path: Path) -> NDArray[np.object_]:
+    """(num_cells,) the cells' names (obs index); ``StoreError`` when they cannot be read."""
+    obs = zarr.open_group(str(path), mode="r")["obs"]
+    index = str(obs.attrs["_index"])
+    return np.asarray(_read(path, f"obs/{index}", obs[index], slice(None)), object)
 
 
 def verify(path: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> None:

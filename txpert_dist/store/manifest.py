@@ -8,7 +8,7 @@ exists with its size, and the hash of the small metadata files; ``check_hashes``
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +36,32 @@ class Manifest(NamedTuple):
 def write(folder: Path, fingerprint: str) -> None:
     """Hash every file below ``folder`` and list them in its ``manifest.json``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != layout.MANIFEST)
-    records = [
-        {"path": p.relative_to(folder).as_posix(), "size": p.stat().st_size, "sha256": file_sha256(p)}
-        for p in files
-    ]
-    tree = {"format": layout.FORMAT, "version": layout.VERSION, "fingerprint": fingerprint, "files": records}
+    _write(folder, Manifest(fingerprint, tuple(_record(folder, path) for path in files)))
+
+
+def amend(folder: Path, before: Manifest, written: Sequence[Path], *, replaced: str) -> None:
+    """List the files ``written`` since ``before``; those that were below ``replaced`` are no longer listed.
+
+    Every other file of ``before`` keeps its record.
+    """
+    new = {record.path: record for record in (_record(folder, path) for path in written)}
+    kept = {record.path: record for record in before.files if not record.path.startswith(f"{replaced}/")}
+    files = tuple(record for _, record in sorted((kept | new).items()))
+    _write(folder, Manifest(before.fingerprint, files))
+
+
+def _record(folder: Path, path: Path) -> FileRecord:
+    return FileRecord(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path))
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    records = [record._asdict() for record in manifest.files]
+    tree = {
+        "format": layout.FORMAT,
+        "version": layout.VERSION,
+        "fingerprint": manifest.fingerprint,
+        "files": records,
+    }
     with (folder / layout.MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(tree, file, indent=0)
         file.flush()

@@ -1,12 +1,13 @@
 """Writing a cell store: blocks of cells in, complete folder out.
 
-Enters: sparse rows in store order, source tables, labels. Leaves: a folder that ``open_store`` and
-``anndata.read_zarr`` open, its manifest written last. Invariants: entries leave in whole shards whatever the
-size of the blocks, so memory stays bounded; every array is zstd-compressed with a CRC-32C on each chunk.
+Enters: sparse rows and embeddings in store order, source tables, labels. Leaves: a folder that ``open_store``
+and ``anndata.read_zarr`` open, its manifest written last. Invariants: entries leave in whole shards whatever
+the size of the blocks, so memory stays bounded; every array is zstd-compressed with a CRC-32C on each chunk.
 The caller writes to a temporary folder and renames it into place.
 """
 
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from anndata.io import write_elem
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from txpert_dist.errors import StoreError
+from txpert_dist.errors import InputError, StoreError
 from txpert_dist.store import layout, manifest
+from txpert_dist.store.appended import AppendedArray
 from txpert_dist.store.controls import Context, ControlIndex
 from txpert_dist.store.expression import InputScale
 
@@ -82,8 +84,10 @@ class StoreWriter:
         matrix = self._root.create_group("X")
         shape = [num_cells, num_genes]
         matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-        self._value = _EntryArray(self._root, layout.VALUE, num_entries, dtype, shards)
-        self._gene = _EntryArray(self._root, layout.GENE, num_entries, np.int32, shards)
+        entries = (num_entries,)
+        value = _sharded(self._root, layout.VALUE, entries, dtype, shards, 0)
+        gene = _sharded(self._root, layout.GENE, entries, np.int32, shards, layout.GENE_FILL)
+        self._value, self._gene = AppendedArray(value, shards.shard), AppendedArray(gene, shards.shard)
         self._length: list[NDArray[np.int64]] = []
         self._num_cells = num_cells
 
@@ -92,6 +96,15 @@ class StoreWriter:
         self._length.append(np.diff(indptr).astype(np.int64))
         self._gene.append(gene)
         self._value.append(value)
+
+    def write_embedding(
+        self, name: str, width: int, blocks: Iterable[NDArray[np.float32]], *, origin: Mapping[str, Any]
+    ) -> None:
+        """Write the embedding ``name``: ``blocks`` of (rows, ``width``) finite values, all cells in order.
+
+        ``origin`` says how it was made, in JSON values. Raises ``StoreError`` when cells are missing.
+        """
+        _embedding(self._root, name, (self._num_cells, width), blocks, origin)
 
     def finish(self, *, obs: pd.DataFrame, var: pd.DataFrame, labels: Labels, fingerprint: str) -> None:
         """Write tables, labels and, last, the manifest. Raises ``StoreError`` when cells are missing."""
@@ -107,56 +120,89 @@ class StoreWriter:
         _element(self._root, "obs", obs)
         _element(self._root, "var", var)
         _element(self._root, "uns", {"txpert": _tree(labels)})
-        with warnings.catch_warnings():
-            # Consolidated metadata spares one request an array; Zarr v3 readers without it ignore it.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(str(self._folder))
+        _consolidate(self._folder)
         manifest.write(self._folder, fingerprint)
 
 
-class _EntryArray:
-    """One sharded array filled from front to back, a whole shard at a time."""
-
-    def __init__(self, root: Any, name: str, size: int, dtype: DTypeLike, shards: ShardSizes) -> None:
-        self._array = root.create_array(
-            name,
-            shape=(size,),
-            dtype=np.dtype(dtype),
-            chunks=(shards.chunk,),
-            shards=(shards.shard,),
-            compressors=_CODECS,
-            fill_value=np.dtype(dtype).type(layout.GENE_FILL if name == layout.GENE else 0),
-            config={"write_empty_chunks": True},
+def check_embedding_name(name: str) -> None:
+    """``InputError`` unless an embedding may be called ``name``."""
+    if not layout.EMBEDDING_NAME.fullmatch(name):
+        raise InputError(
+            f"embedding {name!r}: a name is letters, digits, '.', '_' and '-', for instance X_pca; rename it"
         )
-        self._array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        self._shard = shards.shard
-        self._pending: list[NDArray[Any]] = []
-        self._num_pending = 0
-        self._written = 0
 
-    def append(self, entries: NDArray[Any]) -> None:
-        self._pending.append(entries.astype(self._array.dtype, copy=False))
-        self._num_pending += len(entries)
-        whole = self._num_pending - self._num_pending % self._shard
-        if whole:
-            self._write(whole)
 
-    def close(self) -> None:
-        self._write(self._num_pending)
-        if self._written != self._array.shape[0]:
-            raise StoreError(
-                f"{self._array.name}: {self._written} entries written, {self._array.shape[0]} announced; "
-                "the source changed while it was read, start again"
-            )
+def add_embedding(
+    folder: Path,
+    name: str,
+    width: int,
+    blocks: Iterable[NDArray[np.float32]],
+    *,
+    origin: Mapping[str, Any],
+    before: manifest.Manifest,
+) -> None:
+    """Write one more embedding into the store in ``folder``, which nobody else may be reading or writing.
 
-    def _write(self, count: int) -> None:
-        if not count:
-            return
-        entries = np.concatenate(self._pending)
-        self._array[self._written : self._written + count] = entries[:count]
-        self._pending = [entries[count:].copy()]
-        self._num_pending -= count
-        self._written += count
+    ``blocks`` are all cells in store order, ``before`` is the manifest as it was; its records of files that
+    stay are kept, so that nothing damaged is ever listed as whole.
+    """
+    root = zarr.open_group(str(folder), mode="r+", use_consolidated=False)
+    num_cells = int(root[layout.INDPTR].shape[0]) - 1
+    _embedding(root, name, (num_cells, width), blocks, origin)
+    _consolidate(folder)
+    own = f"{layout.OBSM}/{name}"
+    metadata = (folder / "zarr.json", folder / layout.OBSM / "zarr.json")
+    written = [*metadata, *(path for path in (folder / own).rglob("*") if path.is_file())]
+    manifest.amend(folder, before, written, replaced=own)
+
+
+def _embedding(
+    root: Any,
+    name: str,
+    shape: tuple[int, int],
+    blocks: Iterable[NDArray[np.float32]],
+    origin: Mapping[str, Any],
+) -> None:
+    check_embedding_name(name)
+    group = root.require_group(layout.OBSM)
+    if "encoding-type" not in group.attrs:
+        group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+    chunk = max(1, layout.EMBEDDING_CHUNK_VALUES // shape[1])
+    shards = ShardSizes(chunk, chunk * layout.EMBEDDING_CHUNKS_PER_SHARD)
+    rows = _sharded(group, name, shape, np.float32, shards, np.nan)
+    rows.attrs[layout.ORIGIN] = dict(origin)
+    appended = AppendedArray(rows, shards.shard)
+    for block_RN in blocks:
+        if not np.isfinite(block_RN).all():
+            raise StoreError(f"embedding {name}: a value is not finite; repair or recompute it")
+        appended.append(block_RN)
+    appended.close()
+
+
+def _sharded(
+    group: Any, name: str, shape: tuple[int, ...], dtype: DTypeLike, shards: ShardSizes, fill: float
+) -> Any:
+    array = group.create_array(
+        name,
+        shape=shape,
+        dtype=np.dtype(dtype),
+        chunks=(shards.chunk, *shape[1:]),
+        shards=(shards.shard, *shape[1:]),
+        compressors=_CODECS,
+        fill_value=np.array(fill, dtype)[()],
+        config={"write_empty_chunks": True},
+    )
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return array
+
+
+def _consolidate(folder: Path) -> None:
+    with warnings.catch_warnings():
+        # Consolidated metadata spares one request an array; Zarr v3 readers without it ignore it.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        # Files beside the hierarchy: the manifest, and what users put there.
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized")
+        zarr.consolidate_metadata(str(folder))
 
 
 def _tree(labels: Labels) -> dict[str, Any]:

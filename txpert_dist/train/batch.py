@@ -20,7 +20,8 @@ from txpert_dist.store.expression import InputScale
 class DenseBatch(NamedTuple):
     """One rank's share of a step, on its device."""
 
-    control_BG: Tensor
+    control_BN: Tensor
+    """What the basal encoder reads: the controls' expression, or their embedding."""
     observed_BG: Tensor
     perturbations_BM: Tensor
     """Node numbers, -1 where there is none."""
@@ -36,9 +37,9 @@ class SparseCells(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """The control table on the device: either means, dense, or control cells, sparse."""
+    """The control table on the device: dense rows (means, embeddings), or control cells, sparse."""
 
-    mean_RG: Tensor | None
+    dense_RN: Tensor | None
     cells: SparseCells | None
     input_scale: InputScale
     num_genes: int
@@ -46,24 +47,26 @@ class Controls(NamedTuple):
 
 def resident_controls(table: ControlTable, *, num_genes: int, device: torch.device) -> Controls:
     """Put the control table onto ``device``, once a run."""
-    mean_RG = (
-        None if table.mean_RG is None else torch.from_numpy(np.ascontiguousarray(table.mean_RG)).to(device)
+    dense_RN = (
+        None if table.dense_RN is None else torch.from_numpy(np.ascontiguousarray(table.dense_RN)).to(device)
     )
     cells = None if table.cells is None else _on_device(table.cells, device)
-    return Controls(mean_RG, cells, table.input_scale, num_genes)
+    return Controls(dense_RN, cells, table.input_scale, num_genes)
+
+
+def control_rows(controls: Controls, rows: Tensor) -> Tensor:
+    """control_BN of the rows ``rows`` of the control table, on its device; expression on the log1p scale."""
+    if controls.dense_RN is not None:
+        return controls.dense_RN.index_select(0, rows)
+    if controls.cells is not None:
+        return _dense(_rows(controls.cells, rows), controls)
+    raise ValueError("a control table holds dense rows or cells")
 
 
 def dense_batch(minibatch: Minibatch, controls: Controls, *, device: torch.device) -> DenseBatch:
-    """Controls and observations (B, G) on the log1p scale, and the perturbed nodes, on ``device``."""
-    rows = torch.from_numpy(minibatch.control).to(device)
-    if controls.mean_RG is not None:
-        control_BG = controls.mean_RG.index_select(0, rows)
-    elif controls.cells is not None:
-        control_BG = _dense(_rows(controls.cells, rows), controls)
-    else:
-        raise ValueError("a control table holds means or cells")
+    """Controls, observations (B, G) on the log1p scale, and the perturbed nodes, on ``device``."""
     return DenseBatch(
-        control_BG,
+        control_rows(controls, torch.from_numpy(minibatch.control).to(device)),
         _dense(_on_device(minibatch.cells, device), controls),
         torch.from_numpy(minibatch.perturbations_BM).to(device),
     )

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from graph_store.client import open_snapshot
 from graph_store.graph import Snapshot
-from txpert_dist import config as configuration
+from txpert_dist import config_file
 from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError
 from txpert_dist.model import vocabulary as vocabularies
+from txpert_dist.model.graph_input import graph_input
 from txpert_dist.model.txpert import TxPert, build_model
 from txpert_dist.model.vocabulary import Vocabulary
-from txpert_dist.train.inputs import chosen_graphs
 from txpert_dist.train.sealed import damage, seal, sha256, sweep
 
 WEIGHTS, OPTIMISER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"
@@ -38,7 +38,7 @@ SCORE = "validation/pearson_delta"
 """The metric that decides which checkpoint is best: larger is better."""
 
 _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
-_FORMAT = 1
+_FORMAT = 2
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +59,8 @@ class RunState(NamedTuple):
     genes: tuple[str, ...]
     """Gene names of the training view, in the model's order."""
     vocabulary: Vocabulary
+    basal_width: int
+    """Values a control that the basal encoder reads: the genes, or those of an embedding."""
     model_hash: str = ""
     """SHA-256 of the weights file; filled in when the checkpoint is written."""
 
@@ -98,7 +100,7 @@ def write_checkpoint(
         save_file(_contiguous(optimiser), partial / OPTIMISER)
         sealed = state._replace(model_hash=sha256(partial / WEIGHTS))
         (partial / STATE).write_text(json.dumps(_to_dict(sealed)), encoding="utf-8")
-        (partial / CONFIG).write_text(configuration.dump(config), encoding="utf-8")
+        (partial / CONFIG).write_text(config_file.dump(config), encoding="utf-8")
 
     try:
         seal(folder, fill)
@@ -159,7 +161,8 @@ def read_state(folder: Path) -> RunState:
         tree = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if tree["format"] != _FORMAT:
             raise CheckpointError(
-                f"{folder}: checkpoint format {tree['format']}, this version reads {_FORMAT}"
+                f"{folder}: checkpoint format {tree['format']}, this version reads {_FORMAT}; use the "
+                "version that wrote it, or train again"
             )
         return _from_dict(tree)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -194,13 +197,13 @@ def load_model(folder: Path, graphs: str | None = None) -> LoadedModel:
     if wrong is not None:
         raise CheckpointError(f"{wrong}; use another checkpoint of the run")
     state = read_state(folder)
-    config = configuration.load(folder / CONFIG)
+    config = config_file.load(folder / CONFIG)
     snapshot = open_snapshot(graphs or config.graph.location, state.snapshot_id)
     model = build_model(
         config.model,
         num_genes=len(state.genes),
-        num_nodes=len(state.vocabulary.genes),
-        graphs=chosen_graphs(snapshot, config.graph.use),
+        basal_width=state.basal_width,
+        graph=graph_input(snapshot, config.graph.use, len(state.vocabulary.genes)),
         seed=config.seed,
     )
     put_weights(model, read_weights(folder), folder)

@@ -73,7 +73,7 @@ def _train(run: Run, start: Start, stop: int, git_commit: str) -> int:
         started = time.perf_counter()
         if observed is None:
             observed = observe(run.inputs, progress=run.hooks.progress)
-        metrics = validate(run.model, run.inputs, observed, device=run.device)
+        metrics = validate(run.model, run.inputs, observed, run.validation_controls, device=run.device)
         metrics["time/validation_s"] = time.perf_counter() - started
         due = (epoch + 1) % run.config.train.checkpoint_every_epochs == 0 or step == stop
         if due or metrics[SCORE] > best:
@@ -114,6 +114,7 @@ def _save(run: Run, epochs: int, step: int, metrics: dict[str, float], git_commi
             git_commit=git_commit,
             genes=run.inputs.gene_names,
             vocabulary=run.inputs.vocabulary,
+            basal_width=run.inputs.basal_width,
         )
         try:
             checkpoint.write_checkpoint(

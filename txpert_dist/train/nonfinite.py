@@ -17,9 +17,9 @@ def culprit(module: nn.Module, batch: DenseBatch, loss: Callable[[], Tensor], *,
     """What is not finite first: the input data, a group's parameters, or a group's gradient.
 
     Collective. ``loss`` computes the step's loss again. A group is the first part of a parameter's name:
-    basal, perturbation, decoder.
+    basal, perturbation, fusion, decoder.
     """
-    if any_rank(not _finite([batch.control_BG, batch.observed_BG]), device=device):
+    if any_rank(not _finite([batch.control_BN, batch.observed_BG]), device=device):
         return "the input data"
     groups = _groups(module)
     poisoned = [name for name, parameters in groups.items() if not _finite(parameters)]

@@ -18,12 +18,13 @@ from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError
 from txpert_dist.loader.loader import CellLoader
 from txpert_dist.loader.pairing import control_table
-from txpert_dist.model.txpert import TxPert, build_model
+from txpert_dist.model.txpert import TxPert, build_model, parameter_counts
 from txpert_dist.train import checkpoint, engine
 from txpert_dist.train.batch import Controls, resident_controls
 from txpert_dist.train.checkpoint import SCORE, RunState
 from txpert_dist.train.collective import broadcast_text, rank, sum_over_ranks, world_size
-from txpert_dist.train.inputs import Inputs
+from txpert_dist.train.conditions import ContextControls, context_controls
+from txpert_dist.train.inputs import Inputs, embedding_key
 from txpert_dist.train.stopwatch import Stopwatch
 
 
@@ -66,6 +67,8 @@ class Run:
     engine: engine.Engine
     loader: CellLoader
     controls: Controls
+    validation_controls: ContextControls
+    """Which of them validation starts from."""
     device: torch.device
     hooks: Hooks
     watch: Stopwatch
@@ -92,7 +95,9 @@ def find_start(config: Config, inputs: Inputs, device: torch.device) -> Start:
 
 def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.device, hooks: Hooks) -> Run:
     """Loader, model and optimiser as they are at ``start``."""
-    table = control_table(inputs.store, config.data.control_matching, inputs.genes)
+    table = control_table(
+        inputs.store, config.data.control_matching, inputs.genes, embedding_key(config.model)
+    )
     loader = CellLoader(
         inputs.store,
         inputs.training,
@@ -108,11 +113,12 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
     model = build_model(
         config.model,
         num_genes=len(inputs.genes),
-        num_nodes=len(inputs.vocabulary.genes),
-        graphs=inputs.graphs,
+        basal_width=inputs.basal_width,
+        graph=inputs.graph,
         seed=config.seed,
         reduce=sum_over_ranks,
     )
+    _tell_size(model, hooks)
     if start.folder is not None:
         checkpoint.put_weights(model, checkpoint.read_weights(start.folder), start.folder)
     model.to(device)
@@ -121,7 +127,17 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
     if start.folder is not None:
         engine.restore_optimiser_state(built, checkpoint.read_optimiser(start.folder), steps_taken=start.step)
     controls = resident_controls(table, num_genes=len(inputs.genes), device=device)
-    return Run(config, inputs, model, built, loader, controls, device, hooks, Stopwatch(device))
+    starts = context_controls(table, controls, seed=config.seed)
+    return Run(config, inputs, model, built, loader, controls, starts, device, hooks, Stopwatch(device))
+
+
+def _tell_size(model: TxPert, hooks: Hooks) -> None:
+    """News and metrics of step 0: the learned numbers of each part."""
+    counts = parameter_counts(model)
+    counts["total"] = sum(counts.values())
+    shown = ", ".join(f"{part} {number:,}" for part, number in counts.items())
+    hooks.progress(f"parameters: {shown}", 0, 0)
+    hooks.metrics({f"parameters/{part}": float(number) for part, number in counts.items()}, 0)
 
 
 def _look(run_folder: Path) -> tuple[str | None, float | None, tuple[str, ...]]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from txpert_dist.config import Config, flatten
+from txpert_dist.config import Config
+from txpert_dist.config_file import flatten
 from txpert_dist.errors import ConfigError, TrainingError
 from txpert_dist.train.tracking import RECORD, RunRecord, read_run_record
 

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from txpert_dist import config as configuration
-from txpert_dist.config import Config, flatten
+from txpert_dist import config_file
+from txpert_dist.config import Config
+from txpert_dist.config_file import flatten
 from txpert_dist.train import checkpoint
 from txpert_dist.train.checkpoint import SCORE
 from txpert_dist.train.inputs import Inputs
@@ -78,7 +79,7 @@ def record_run(config: Config, inputs: Inputs, record: RunRecord | None, commit:
     record = RunRecord(run_id, config.tracking_uri, config.model_dump(mode="json"), "RUNNING")
     write_run_record(config.run_folder, record)
     path = config.run_folder / CONFIG
-    path.write_text(configuration.dump(config), encoding="utf-8")
+    path.write_text(config_file.dump(config), encoding="utf-8")
     describe_run(record, status="RUNNING", tags=tags, artefact=path)
     return record
 

@@ -2,8 +2,12 @@
 
 Enters: a ready ``Run``, the loader's iterator, the step's number. Leaves: a changed model, and metrics now
 and then. Invariants: the loss is the mean over the global minibatch and all genes of (prediction -
-observation)^2 in single precision; a loss or gradient that is not finite stops every rank, parameters
-untouched.
+observation)^2 in single precision, with a variational basal encoder plus its weighted divergence; a loss or
+gradient that is not finite stops every rank, parameters untouched.
+
+With weight 1 the loss is, up to a constant, 2/G times the negative evidence bound of a Gaussian of unit
+variance: -log N(y; yhat, 1) = (y - yhat)^2 / 2 + const., so a cell's bound is the divergence plus the sum
+over genes of (y - yhat)^2 / 2; times 2/G: 2/G * divergence + mean over genes of (y - yhat)^2.
 """
 
 import math
@@ -13,9 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from txpert_dist.config import VaeBasal
 from txpert_dist.errors import TrainingError
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.model.dropout import DropoutKey
+from txpert_dist.model.txpert import Prediction
 from txpert_dist.train import engine
 from txpert_dist.train.batch import DenseBatch, dense_batch
 from txpert_dist.train.collective import rank, sum_in_place, world_size
@@ -23,10 +29,24 @@ from txpert_dist.train.nonfinite import culprit
 from txpert_dist.train.run import Run
 
 
+class Terms(NamedTuple):
+    """What the loss is made of: sums over cells of one rank."""
+
+    squared: Tensor
+    """Over all genes too, of (prediction - observation)^2."""
+    divergence: Tensor
+    """Of the basal states; 0 unless the basal encoder is variational."""
+
+    def objective(self, weight: float) -> Tensor:
+        """Their sum, the divergence at ``weight``."""
+        return self.squared + 2 * weight * self.divergence
+
+
 class _Global(NamedTuple):
     """Sums over ranks."""
 
     squared: float
+    divergence: float
     cells: float
 
 
@@ -39,16 +59,17 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> None:
         batch = dense_batch(minibatch, run.controls, device=run.device)
     share = run.config.train.minibatch_size // world_size()
     key = DropoutKey(run.config.seed, step, rank() * share)
+    weight = _weight(run, step)
     with run.watch.lap("forward", measured=measured):
-        squared = _squared_error(run, batch, key)
-        total = _sum(squared, len(batch.observed_BG))
+        terms = loss_terms(run.engine.deepspeed(batch.control_BN, batch.perturbations_BM, key), batch)
+        total = _sum(terms, len(batch.observed_BG))
     values = total.cells * len(run.inputs.genes)
-    loss = total.squared / values
+    loss = (total.squared + 2 * weight * total.divergence) / values
     if not math.isfinite(loss):
         raise _not_finite(run, batch, key, f"the loss is {loss}")
     with run.watch.lap("backward", measured=measured):
         # DeepSpeed averages gradients over ranks: times their number, it is the global mean's gradient
-        engine.backward(run.engine, squared * (world_size() / values))
+        engine.backward(run.engine, terms.objective(weight) * (world_size() / values))
     rate = run.engine.learning_rate
     with run.watch.lap("optimiser", measured=measured):
         stepped = engine.step(run.engine)
@@ -57,28 +78,52 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> None:
     run.watch.count(round(total.cells))
     if measured:
         metrics = {"train/loss": loss, "train/learning_rate": rate}
-        metrics |= {"train/gradient_norm": stepped.gradient_norm} | run.watch.report()
+        metrics |= {"train/gradient_norm": stepped.gradient_norm} | _parts(run, total) | run.watch.report()
         run.hooks.metrics(metrics, step + 1)
 
 
-def _squared_error(run: Run, batch: DenseBatch, key: DropoutKey) -> Tensor:
-    """Sum over this rank's cells and all genes of (prediction - observation)^2."""
-    predicted_BG = run.engine.deepspeed(batch.control_BG, batch.perturbations_BM, key)
-    squared: Tensor = (predicted_BG.float() - batch.observed_BG).square().sum()
-    return squared
+def loss_terms(prediction: Prediction, batch: DenseBatch) -> Terms:
+    """Sums over this rank's cells."""
+    squared = (prediction.expression_BG.float() - batch.observed_BG).square().sum()
+    divergence_B = prediction.divergence_B
+    return Terms(squared, squared.new_zeros(()) if divergence_B is None else divergence_B.sum())
 
 
-def _sum(squared: Tensor, cells: int) -> _Global:
-    own = torch.stack([squared.detach().double(), squared.new_tensor(cells, dtype=torch.float64)])
+def divergence_weight(basal: VaeBasal, step: int, *, num_steps: int) -> float:
+    """Weight of the divergence at ``step`` (from 0) of ``num_steps``: rises linearly, then stays.
+
+    Like the learning rate it begins one step above 0: at 0 nothing would determine the means' common shift,
+    which batch normalisation cancels, and AdamW would take a full step along rounding noise.
+    """
+    rising = basal.annealing_fraction * num_steps
+    return basal.divergence_weight * (min(1.0, (step + 1) / rising) if rising else 1.0)
+
+
+def _weight(run: Run, step: int) -> float:
+    basal = run.config.model.basal
+    return divergence_weight(basal, step, num_steps=run.num_steps) if isinstance(basal, VaeBasal) else 0.0
+
+
+def _sum(terms: Terms, cells: int) -> _Global:
+    own = torch.stack([*(term.detach().double() for term in terms), terms.squared.new_tensor(cells).double()])
     return _Global(*sum_in_place(own).tolist())
+
+
+def _parts(run: Run, total: _Global) -> dict[str, float]:
+    """The loss's parts where it has two: mean squared error, and mean divergence of a cell."""
+    if not isinstance(run.config.model.basal, VaeBasal):
+        return {}
+    return {
+        "train/squared_error": total.squared / (total.cells * len(run.inputs.genes)),
+        "train/divergence": total.divergence / total.cells,
+    }
 
 
 def _not_finite(run: Run, batch: DenseBatch, key: DropoutKey, what: str) -> TrainingError:
     def again() -> Tensor:
-        # the plain model: DeepSpeed's hooks would take a second backward of one step for another step
-        z_PD = run.model.perturbation_embeddings(key)
-        predicted_BG = run.model.decode(batch.control_BG, batch.perturbations_BM, z_PD, key)
-        return (predicted_BG - batch.observed_BG).square().sum()
+        # not through a call: DeepSpeed's hooks would take a second backward of one step for another step
+        prediction = run.model.forward(batch.control_BN, batch.perturbations_BM, key)
+        return loss_terms(prediction, batch).objective(_weight(run, key.step))
 
     where = culprit(run.model, batch, again, device=run.device)
     return TrainingError(

@@ -2,8 +2,9 @@
 
 Enters: the model and the inputs. Leaves: metrics, equal on every rank. Invariants: a rank reads and predicts
 whole perturbations, so only scores travel, and the number of ranks changes rounding only; cells are
-read once a run; z is computed once a validation; every condition (perturbation, context) is predicted from
-its context's mean control; an undefined correlation is counted, never taken for 0.
+read once a run; z is computed once a validation; whatever controls a condition (perturbation, context) is
+predicted from, its delta is against the mean control of its own batch; an undefined correlation is counted,
+never taken for 0.
 """
 
 import math
@@ -22,13 +23,11 @@ from txpert_dist.metrics.pearson import pearson_delta
 from txpert_dist.model.txpert import TxPert
 from txpert_dist.train.checkpoint import SCORE
 from txpert_dist.train.collective import rank, sum_numbers, world_size
+from txpert_dist.train.conditions import ContextControls, node_embeddings, predicted_conditions
 from txpert_dist.train.inputs import Inputs
 
 UNDEFINED = "validation/undefined"
 """Number of validation (perturbation, cell line) whose Pearson delta is undefined."""
-
-_CONDITIONS_AT_ONCE = 256
-"""Conditions decoded together: bounds memory at a few MB whatever the number of batches."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,11 +55,13 @@ def observe(inputs: Inputs, *, progress: Progress) -> Observed:
     return Observed(conditions, num_cells_R, groups, deltas.delta_PG)
 
 
-def validate(model: TxPert, inputs: Inputs, observed: Observed, *, device: torch.device) -> dict[str, float]:
+def validate(
+    model: TxPert, inputs: Inputs, observed: Observed, controls: ContextControls, *, device: torch.device
+) -> dict[str, float]:
     """Mean validation Pearson delta (NaN when none is defined) and how many were undefined."""
     score_P = np.zeros(0)
     if len(observed.num_cells_R):
-        predicted_PG = _predicted_delta(model, inputs, observed, device=device)
+        predicted_PG = _predicted_delta(model, inputs, observed, controls)
         score_P = pearson_delta(predicted_PG, observed.delta_PG)
     defined_P = score_P[~np.isnan(score_P)]
     total, defined, number = sum_numbers(
@@ -70,32 +71,24 @@ def validate(model: TxPert, inputs: Inputs, observed: Observed, *, device: torch
 
 
 def _predicted_delta(
-    model: TxPert, inputs: Inputs, observed: Observed, *, device: torch.device
+    model: TxPert, inputs: Inputs, observed: Observed, controls: ContextControls
 ) -> NDArray[np.float64]:
-    """(P, G) mean over a group's cells of prediction minus the cell's own control mean."""
-    weight_R = torch.from_numpy(observed.num_cells_R).to(device, torch.float64)
-    group_R = torch.from_numpy(observed.groups.group_R).to(device)
-    sum_PG = torch.zeros(observed.delta_PG.shape, dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        z_PD = model.perturbation_embeddings()
-        for start in range(0, len(weight_R), _CONDITIONS_AT_ONCE):
-            some = slice(start, start + _CONDITIONS_AT_ONCE)
-            change_BG = _predicted_change(model, inputs, observed.conditions, some, z_PD)
-            sum_PG.index_add_(0, group_R[some], change_BG.double() * weight_R[some, None])
-        weight_P = torch.zeros(len(sum_PG), dtype=torch.float64, device=device).index_add_(
-            0, group_R, weight_R
-        )
-        mean_PG: NDArray[np.float64] = (sum_PG / weight_P[:, None]).cpu().numpy()
-    model.train(was_training)
+    """(P, G) mean over a group's cells of prediction minus the mean control of the cell's own batch."""
+    z_PD = node_embeddings(model)
+    conditions, group_R = observed.conditions, torch.from_numpy(observed.groups.group_R).to(z_PD.device)
+    weight_R = torch.from_numpy(observed.num_cells_R).to(z_PD.device, torch.float64)
+    sum_PG = torch.zeros(observed.delta_PG.shape, dtype=torch.float64, device=z_PD.device)
+    nodes_RM = inputs.nodes_RM[conditions.perturbation_R]
+    for some, predicted_BG in predicted_conditions(model, z_PD, nodes_RM, conditions.context_R, controls):
+        change_BG = predicted_BG.double() - _mean_control(inputs, conditions.context_R[some], z_PD)
+        sum_PG.index_add_(0, group_R[some], change_BG * weight_R[some, None])
+    weight_P = torch.zeros(len(sum_PG), dtype=torch.float64, device=z_PD.device)
+    weight_P.index_add_(0, group_R, weight_R)
+    mean_PG: NDArray[np.float64] = (sum_PG / weight_P[:, None]).cpu().numpy()
     return mean_PG
 
 
-def _predicted_change(
-    model: TxPert, inputs: Inputs, conditions: Conditions, some: slice, z_PD: Tensor
-) -> Tensor:
-    control = inputs.store.control_mean_CG[conditions.context_R[some]][:, inputs.genes]
-    control_BG = torch.from_numpy(np.ascontiguousarray(control, np.float32)).to(z_PD.device)
-    nodes_BM = torch.from_numpy(inputs.nodes_RM[conditions.perturbation_R[some]]).to(z_PD.device)
-    return model.decode(control_BG, nodes_BM, z_PD) - control_BG
+def _mean_control(inputs: Inputs, context_R: NDArray[np.int32], like: Tensor) -> Tensor:
+    """(R, G) mean control of each context in double precision, on the device of ``like``."""
+    control_RG = inputs.store.control_mean_CG[context_R][:, inputs.genes].astype(np.float64)
+    return torch.from_numpy(np.ascontiguousarray(control_RG)).to(like.device)

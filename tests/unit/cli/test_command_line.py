@@ -150,6 +150,16 @@ BAD = [
     (("train", "{folder}/run.yaml", *RUN, "graph.snapshot=abc"), ["abc"]),
     (("train", "{folder}/run.yaml", *RUN, "graph.use=[strin]"), ["strin"]),
     (("train", "{folder}/run.yaml", *RUN, "train.minibatch_size=100000"), ["100000"]),
+    (("train", "{folder}/run.yaml", *RUN, "data.held_out_cell_lines=[LINE2]"), ["LINE2", "mean LINE1?"]),
+    (("train", "{folder}/run.yaml", *RUN, "data.held_out_cell_lines=[LINE1]"), ["LINE1", "hold out fewer"]),
+    (
+        ("train", "{folder}/run.yaml", *RUN, "model.basal={{kind: embedding, key: X_scvi}}"),
+        ["model.basal.key=X_scvi", "it has none", "txpert embed", "--embedding"],
+    ),
+    (
+        ("train", "{folder}/run.yaml", *RUN, "model.perturbation={{kind: exphormer, expander_cycles: 999}}"),
+        ["expander_cycles=999"],
+    ),
     (("evaluate", "{folder}/nowhere"), ["nowhere"]),
     (("evaluate", "models:/nobody@champion", "--report", "{folder}/report"), ["nobody"]),
     (("evaluate", "models:/nobody@champion"), ["--report"]),

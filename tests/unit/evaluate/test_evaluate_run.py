@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.unit.evaluate.conftest import DenseScreen
 from txpert_dist.errors import InputError
 from txpert_dist.evaluate.blocks import Effort
-from txpert_dist.evaluate.report import Origin, Report, to_json, write_report
+from txpert_dist.evaluate.report import Origin, Report, to_json, with_origin, write_report
 from txpert_dist.evaluate.run import evaluate
 from txpert_dist.evaluate.scores import METRICS
 from txpert_dist.loader.conditions import condition_moments, perturbation_deltas, perturbed_rows
@@ -57,7 +57,7 @@ def report(screen: DenseScreen) -> Report:
     store = screen.store
     predictors = [oracle(store, 1.0, "model"), oracle(store, -1.0, "opposite")]
     origin = Origin(run="runs/one", model_hash="abc", snapshot_id="s1")
-    return evaluate(store, predictors, split="test", genes=view(store), seed=3, origin=origin)
+    return with_origin(evaluate(store, predictors, split="test", genes=view(store), seed=3), origin)
 
 
 def rows_of(report: Report) -> dict[str, Any]:
@@ -118,6 +118,7 @@ def test_counts_say_what_was_evaluated(report: Report, screen: DenseScreen) -> N
     borrowed = cells & (screen.line == "RPE1") & (screen.batch == "3")
     assert counts.cells_with_fallback_controls == borrowed.sum() > 0
     assert counts.training_cells == screen.in_split(0).sum()
+    assert counts.perturbations_with_training_cells == 0
     everything = set(zip(screen.name[screen.perturbed], screen.line[screen.perturbed], strict=True))
     assert counts.reference_perturbations == len(everything)
 
@@ -196,6 +197,7 @@ def test_the_report_on_disk_is_complete_and_strict_json(report: Report, tmp_path
         assert all(list(mean) == ["mean", "num_values", "num_nan"] for mean in row["metrics"].values())
     assert content["predictors"][2]["metrics"]["pearson_delta"]["mean"] is None
     assert content["provenance"]["model_hash"] == "abc"
+    assert content["provenance"]["held_out_cell_lines"] == []
     table = pd.read_parquet(folder / "per_perturbation.parquet")
     pd.testing.assert_frame_equal(table, report.table)
     text = (folder / "report.md").read_text()

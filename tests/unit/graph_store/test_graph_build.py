@@ -15,10 +15,12 @@ from graph_store.client import open_snapshot
 from graph_store.config import (
     AliasTable,
     EdgesSource,
+    ExpanderOptions,
     GmtSource,
     GraphConfig,
     GraphSpec,
     KeepAll,
+    PositionalOptions,
     TopInEdges,
     load,
 )
@@ -69,8 +71,11 @@ def test_everything_together(tmp_path):
             ["list", "c", "unmatched", "C"],
             ["sets", "D", "unmatched", ""],
         ]
-    assert [step[1] for step in seen] == list(range(6))
-    assert {step[2] for step in seen} == {5}
+    assert [step[1] for step in seen] == list(range(7))
+    assert {step[2] for step in seen} == {6}
+    assert (summary.expander.cycles, summary.expander.edges) == (3, 3 * 2 * 6)
+    assert opened.expander.num_cycles == 3
+    assert (summary.nodes, summary.positional, opened.positional) == (None, (), ())
     assert not summary.was_there
 
 
@@ -136,6 +141,9 @@ def test_the_id_is_the_same_in_another_process_with_other_hash_seeds(tmp_path):
 
 def test_the_id_changes_with_content_and_recipe(tmp_path):
     config = write_inputs(tmp_path)
+    known, further = tmp_path / "known.txt", tmp_path / "further.txt"
+    known.write_text("A\n")
+    further.write_text("E\n")
     ids = {build(config, out=tmp_path / "out").id}
     list_graph, sets_graph = config.graphs
     for changed in (
@@ -147,10 +155,18 @@ def test_the_id_changes_with_content_and_recipe(tmp_path):
             update={"graphs": (list_graph.model_copy(update={"keep": TopInEdges(count=19)}), sets_graph)}
         ),
         config.model_copy(update={"graphs": (list_graph.model_copy(update={"rewire": True}), sets_graph)}),
+        config.model_copy(update={"expander": ExpanderOptions(cycles=0)}),
+        config.model_copy(update={"expander": ExpanderOptions(cycles=2)}),
+        config.model_copy(update={"expander": ExpanderOptions(seed=1)}),
+        config.model_copy(update={"positional": PositionalOptions(random_walk=2)}),
+        config.model_copy(update={"positional": PositionalOptions(random_walk=3)}),
+        config.model_copy(update={"positional": PositionalOptions(laplacian=2)}),
+        config.model_copy(update={"nodes": known}),
+        config.model_copy(update={"nodes": further}),
     ):
         ids.add(build(changed, out=tmp_path / "out").id)
     ids.add(build(write_inputs(tmp_path, edges=EDGES.replace("A,B,9", "A,B,8")), out=tmp_path / "out").id)
-    assert len(ids) == 8
+    assert len(ids) == 16
 
 
 ROWS = st.lists(
@@ -229,7 +245,9 @@ def test_real_sources(shared_file, tmp_path):
     assert opened.aliases["MARCH8"] == "MARCHF8"
     assert {"MARCHF8", "JAK2", "STAT1", "KLF1"} <= set(opened.genes)
     assert np.bincount(string.edges_2E[1]).max() == 20
+    assert summary.expander.tries == 1
+    assert summary.expander.gap > 1.5
     genes = summary.graphs[1].genes
     assert hallmark.edges_2E.shape[1] == int(0.005 * genes * (genes - 1) / 2)
     # Golden: the same files and recipe have this id on every machine.
-    assert summary.id == "a41600da2843f08a3898fbc61dd24020"
+    assert summary.id == "b2ecdc6827b69d1c2f3fe22827e82f12"

@@ -9,6 +9,9 @@ from graph_store.graph import GraphError
 FULL = """\
 seed: 5
 aliases: {path: names.csv, alias: old, approved: new}
+nodes: lists/genes.txt
+expander: {cycles: 4, seed: 7}
+positional: {random_walk: 16, laplacian: 8}
 graphs:
   - name: string
     source: {kind: edges, path: /data/string.csv, minimum_weight: 400}
@@ -40,13 +43,32 @@ def test_full_file_with_paths_relative_to_it(tmp_path):
     assert screen.keep == TopPercent(percent=1)
     assert sets.source == GmtSource(path=tmp_path / "sets.gmt", jaccard_above=0.1)
     assert sets.keep == KeepAll()
+    assert config.nodes == tmp_path / "lists/genes.txt"
+    assert (config.expander.cycles, config.expander.seed) == (4, 7)
+    assert (config.positional.random_walk, config.positional.laplacian) == (16, 8)
+
+
+def test_defaults_of_what_comes_beside_the_graphs(tmp_path):
+    config = load(write(tmp_path, GRAPH))
+    assert (config.expander.cycles, config.expander.seed, config.nodes) == (3, None, None)
+    assert (config.positional.random_walk, config.positional.laplacian) == (0, 0)
+    assert recipe(config)["nodes"] is False
 
 
 def test_recipe_holds_no_path_and_everything_else(tmp_path):
     text = str(recipe(load(write(tmp_path, FULL))))
     assert str(tmp_path) not in text
     assert "path" not in text
-    for value in ("400", "CC BY 4.0", "top_percent", "'seed': 5", "'alias': 'old'", "jaccard_above"):
+    for value in (
+        "400",
+        "CC BY 4.0",
+        "top_percent",
+        "'seed': 5",
+        "'alias': 'old'",
+        "jaccard_above",
+        "'nodes': True",
+        "'cycles': 4",
+    ):
         assert value in text
 
 
@@ -85,6 +107,16 @@ BAD = [
     (GRAPH + GRAPH.removeprefix("graphs:\n").replace("name: a", "name: A"), r"two graphs are named A"),
     (GRAPH.replace("a.csv", "a.csv, directed: true") + "    both_directions: true\n", r"is directed"),
     (GRAPH + "    both_directions: true\n    rewire: true\n", r"rewire would tear"),
+    ("expander: {cylces: 3}\n" + GRAPH, r"line 1: expander\.cylces: no such key; did you mean cycles\?"),
+    (
+        "expander: {cycles: -1}\n" + GRAPH,
+        r"line 1: expander\.cycles: .*greater than or equal to 0 \(got -1\)",
+    ),
+    ("expander: {cycles: 65}\n" + GRAPH, r"line 1: expander\.cycles: .*less than or equal to 64"),
+    ("expander: {seed: -1}\n" + GRAPH, r"line 1: expander\.seed: .*greater than or equal to 0"),
+    ("positional: {randomwalk: 3}\n" + GRAPH, r"positional\.randomwalk: .*did you mean random_walk\?"),
+    ("positional: {laplacian: 2.5}\n" + GRAPH, r"line 1: positional\.laplacian: .*integer"),
+    ("nodes: [a, b]\n" + GRAPH, r"line 1: nodes: .*path"),
 ]
 
 

@@ -11,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph_store import snapshot
-from graph_store.graph import GraphError, KnowledgeGraph
-from graph_store.record import GraphReport, InputFile, read_record, to_text
+from graph_store.expander import NOT_DRAWN, draw_expander
+from graph_store.graph import Expander, GraphError, KnowledgeGraph, PositionalEncoding, Snapshot
+from graph_store.record import GraphReport, InputFile, NodesReport, read_record, to_text
 from graph_store.snapshot import Draft, UnmatchedName
 
 
 def report(name: str) -> GraphReport:
     fields = dict.fromkeys(set(GraphReport.model_fields) - {"name"}, 1)
     return GraphReport(name=name, **fields)
+
+
+WALK = PositionalEncoding("go", "random_walk", np.array([[0, 0.5], [0, 0.25], [0, 1]], np.float32))
+VECTORS = PositionalEncoding("string.v12", "laplacian", np.array([[1], [-1], [0]], np.float32))
 
 
 def draft(**changes) -> Draft:
@@ -34,8 +39,16 @@ def draft(**changes) -> Draft:
         aliases={"OLD": "A"},
         reports=(report("go"), report("string.v12")),
         unmatched=(UnmatchedName("go", "X,Y", "ambiguous", ("A", "B")),),
+        nodes=NodesReport(names=3, duplicates=1, in_graphs=1, added=1, renamed=0, ambiguous=0, unmatched=1),
+        expander=draw_expander(3, 2, seed=0),
+        positional=(WALK, VECTORS),
     )
     return base._replace(**changes)
+
+
+def identity(one: Draft) -> str:
+    content = Snapshot("", one.genes, one.graphs, one.aliases, one.expander.expander, one.positional)
+    return snapshot.snapshot_id(one.recipe, content)
 
 
 @pytest.fixture
@@ -56,6 +69,23 @@ def test_round_trip(folder):
         assert np.array_equal(graph.weight_E, expected.weight_E)
         assert not graph.edges_2E.flags.writeable
         assert not graph.weight_E.flags.writeable
+    expander, drawn = opened.expander, given_draft.expander
+    assert expander.num_cycles == 2
+    assert (expander.edges_2E.dtype, expander.cycle_E.dtype) == (np.int32, np.int32)
+    assert np.array_equal(expander.edges_2E, drawn.expander.edges_2E)
+    assert np.array_equal(expander.cycle_E, drawn.expander.cycle_E)
+    assert not expander.edges_2E.flags.writeable
+    assert [part[:2] for part in opened.positional] == [("go", "random_walk"), ("string.v12", "laplacian")]
+    for encoding, expected in zip(opened.positional, (WALK, VECTORS), strict=True):
+        assert encoding.value_PN.dtype == np.float32
+        assert np.array_equal(encoding.value_PN, expected.value_PN)
+        assert not encoding.value_PN.flags.writeable
+    record = read_record(folder)
+    assert record.nodes == given_draft.nodes
+    said = record.expander
+    assert (said.cycles, said.edges, said.tries) == (2, 12, 1)
+    # Two triangles on top of each other: degree 4, second eigenvalue 2 * -1.
+    assert (said.lambda_2, said.gap) == (-2.0, 6.0)
     assert (folder / "unmatched.csv").read_text() == 'graph,name,reason,candidates\ngo,"X,Y",ambiguous,A B\n'
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -70,13 +100,10 @@ def test_files_can_be_memory_mapped(folder):
 
 def test_the_id_is_golden():
     # The same on every machine and with every version of the libraries; a change is a new LAYOUT.
-    one = draft()
-    assert snapshot.snapshot_id(one.recipe, one.genes, one.graphs, one.aliases) == (
-        "e1eb525d39d71650b7fa0101e675c097"
-    )
+    assert identity(draft()) == "b4e08df6d06ae1efd1802576b21bf12e"
 
 
-@given(st.integers(0, 6))
+@given(st.integers(0, 10))
 def test_the_id_changes_with_everything_that_matters(change):
     one = draft()
     go, string = one.graphs
@@ -88,10 +115,31 @@ def test_the_id_changes_with_everything_that_matters(change):
         draft(graphs=(go._replace(edges_2E=go.edges_2E[:, :2], weight_E=go.weight_E[:2]), string)),
         draft(graphs=(string, go)),
         draft(graphs=(go._replace(name="GO"), string)),
+        draft(expander=NOT_DRAWN),
+        draft(expander=draw_expander(3, 1, seed=0)),
+        draft(positional=(WALK,)),
+        draft(positional=(WALK._replace(value_PN=WALK.value_PN[:, :1]), VECTORS)),
     ][change]
-    assert snapshot.snapshot_id(
-        other.recipe, other.genes, other.graphs, other.aliases
-    ) != snapshot.snapshot_id(one.recipe, one.genes, one.graphs, one.aliases)
+    assert identity(other) != identity(one)
+
+
+def test_the_id_does_not_depend_on_the_last_digits_of_encodings():
+    other = WALK._replace(value_PN=np.nextafter(WALK.value_PN, np.float32(1)))
+    assert identity(draft(positional=(other, VECTORS))) == identity(draft())
+
+
+def test_the_id_depends_on_the_edges_of_the_expander():
+    drawn = [draw_expander(6, 2, seed=seed) for seed in range(4)]
+    genes = tuple("ABCDEF")
+    assert len({identity(draft(genes=genes, positional=(), expander=one)) for one in drawn}) == 4
+
+
+def test_without_expander_and_encodings(tmp_path):
+    plain = draft(expander=NOT_DRAWN, positional=(), nodes=None)
+    opened = snapshot.read(snapshot.write(tmp_path, plain))
+    assert opened.expander.num_cycles == 0
+    assert opened.expander.edges_2E.shape == (2, 0)
+    assert opened.positional == ()
 
 
 FILES = [
@@ -100,6 +148,9 @@ FILES = [
     "aliases.arrow",
     "edges-go.arrow",
     "edges-string.v12.arrow",
+    "expander.arrow",
+    "positional-go-random_walk.arrow",
+    "positional-string.v12-laplacian.arrow",
     "unmatched.csv",
 ]
 
@@ -153,7 +204,7 @@ def test_a_record_that_was_edited_and_resealed_does_not_fit_the_content(folder):
     with pytest.raises(GraphError, match="does not belong"):
         snapshot.read(folder)
     path.write_text(to_text(record.model_copy(update={"layout": 99})))
-    with pytest.raises(GraphError, match="is of layout 99 and this software reads 1"):
+    with pytest.raises(GraphError, match="is of layout 99 and this software reads 2"):
         snapshot.read(folder)
     body = json.loads(to_text(record))
     path.write_text(json.dumps(body))
@@ -214,4 +265,58 @@ def test_graphs_that_break_the_invariants_are_never_written(tmp_path, edges, wei
     graph = KnowledgeGraph("go", np.array(edges, np.int32), np.array(weight, np.float32))
     with pytest.raises(GraphError, match=message):
         snapshot.write(tmp_path, draft(graphs=(graph,)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoiled(edges=None, cycle=None, num_cycles=1) -> Expander:
+    """One good cycle over three nodes, changed."""
+    good = draw_expander(3, 1, seed=0).expander
+    return Expander(
+        good.edges_2E if edges is None else np.array(edges, np.int32),
+        good.cycle_E if cycle is None else np.array(cycle, np.int32),
+        num_cycles,
+    )
+
+
+@pytest.mark.parametrize(
+    ("expander", "message"),
+    [
+        (spoiled(cycle=[0] * 5), "6 edges but 5 cycle numbers"),
+        (spoiled(edges=[[1, 2, 0, 3, 0, 1], [0, 0, 1, 1, 2, 2]]), "ends outside the 3 genes"),
+        (spoiled(edges=[[-1, 2, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]]), "ends outside the 3 genes"),
+        (spoiled(cycle=[0, 0, 0, 0, 0, 1]), "is of none of the 1 cycles"),
+        (spoiled(edges=[[2, 1, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]]), "repeated, self loops, or not sorted"),
+        (spoiled(edges=[[1, 1, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]]), "repeated, self loops, or not sorted"),
+        (spoiled(edges=[[0, 2, 0, 2, 0, 1], [0, 0, 1, 1, 2, 2]]), "repeated, self loops, or not sorted"),
+        (spoiled(edges=[[1, 2, 0], [0, 0, 1]], cycle=[0] * 3), "lacks its reverse"),
+        (spoiled(edges=[[1, 0], [0, 1]], cycle=[0, 0]), "does not pass each of the 3 nodes once"),
+        (spoiled(num_cycles=2), "does not pass each of the 3 nodes once"),
+    ],
+)
+def test_expanders_that_break_the_invariants_are_never_written(tmp_path, expander, message):
+    with pytest.raises(GraphError, match=message):
+        snapshot.write(tmp_path, draft(expander=NOT_DRAWN._replace(expander=expander)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_short_cycles_are_no_cycle_through_all(tmp_path):
+    triangles = [[1, 2, 0, 2, 0, 1, 4, 5, 3, 5, 3, 4], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]]
+    expander = Expander(np.array(triangles, np.int32), np.zeros(12, np.int32), 1)
+    other = draft(genes=tuple("ABCDEF"), positional=(), expander=NOT_DRAWN._replace(expander=expander))
+    with pytest.raises(GraphError, match="does not pass each of the 6 nodes once"):
+        snapshot.write(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        (WALK._replace(value_PN=WALK.value_PN[:2]), r"random_walk encoding of graph go: has shape \(2, 2\)"),
+        (WALK._replace(value_PN=np.full((3, 1), 1.1, np.float32)), "a number outside 0 to 1"),
+        (WALK._replace(value_PN=np.full((3, 1), -0.1, np.float32)), "a number outside 0 to 1"),
+        (VECTORS._replace(value_PN=np.full((3, 1), np.nan, np.float32)), "a number outside -1 to 1"),
+    ],
+)
+def test_encodings_that_break_the_invariants_are_never_written(tmp_path, encoding, message):
+    with pytest.raises(GraphError, match=message):
+        snapshot.write(tmp_path, draft(positional=(encoding,)))
     assert list(tmp_path.iterdir()) == []

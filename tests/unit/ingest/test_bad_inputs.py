@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.bad_inputs import CASES, BadInput, good_screen
+from tests.bad_inputs import CASES, EMBEDDING_CASES, BadInput, good_screen
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
 from txpert_dist.store.cells import open_store
 
+ALL = (*CASES, *EMBEDDING_CASES)
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+@pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case: BadInput, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     settings = case.build(tmp_path / "in")
@@ -27,7 +29,7 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case: BadInput, tmp
 
 
 def test_case_names_are_unique() -> None:
-    assert len({case.name for case in CASES}) == len(CASES)
+    assert len({case.name for case in ALL}) == len(ALL)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import scanpy
 import scipy.sparse
 
 from tests.bad_inputs import GENES, LABELS, good_screen
+from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
 from txpert_dist.store.cells import CellStore, open_store
@@ -99,6 +100,21 @@ def test_test_cells_do_not_choose_the_genes(run: Run, tmp_path: Path) -> None:
     changed = screen.copy()
     changed.X[held_out] = changed.X[held_out][:, ::-1] * 7 + 1
     assert run(tmp_path / "b", changed, select_genes=30).selected.tolist() == plain.selected.tolist()
+
+
+def test_perturbed_cells_of_a_held_out_line_do_not_choose_the_genes(run: Run, tmp_path: Path) -> None:
+    screen = variable_screen()
+    screen.obs["line"] = np.where(np.arange(screen.n_obs) % 3, "K562", "RPE1")
+    options = {"select_genes": 30, "cell_line_key": "line"}
+    plain = run(tmp_path / "a", screen, held_out_cell_lines=("RPE1",), **options)
+    hidden = (plain.perturbation != 0) & (screen.obs["line"] == "RPE1").to_numpy()
+    changed = screen.copy()
+    changed.X[hidden] = changed.X[hidden][:, ::-1] * 7 + 1
+    again = run(tmp_path / "b", changed, held_out_cell_lines=("RPE1",), **options)
+    assert again.selected.tolist() == plain.selected.tolist()
+    assert run(tmp_path / "c", changed, **options).selected.tolist() != plain.selected.tolist()
+    with pytest.raises(InputError, match="no cell line 'RPE' to hold out; the screen has K562, RPE1"):
+        run(tmp_path / "d", screen, held_out_cell_lines=("RPE",), **options)
 
 
 # --- several files, presets -------------------------------------------------------------------------------

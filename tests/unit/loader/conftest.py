@@ -10,14 +10,22 @@ import scipy.sparse as sp
 
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
+from txpert_dist.store import manifest
 from txpert_dist.store.cells import CellStore, open_store
+from txpert_dist.store.write import add_embedding
 
 NUM_CELLS, NUM_GENES = 420, 40
+EMBEDDING = "X_made_up"
 
 
 def count(cell: np.ndarray, gene: np.ndarray) -> np.ndarray:
     """The count of a gene in a cell: distinct enough that no wrong cell or gene goes unnoticed."""
     return (cell * 7 + gene * 13 + cell // 5) % 6
+
+
+def embedding(row: np.ndarray) -> np.ndarray:
+    """(R, 3) what the store holds of its cells ``row``: the first value is the row itself."""
+    return np.stack([row, row * row % 97, np.sin(row)], axis=1).astype(np.float32)
 
 
 def write_screen(path: Path) -> None:
@@ -40,7 +48,7 @@ def write_screen(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CellStore:
-    """``write_screen`` ingested, 15 of 40 genes selected."""
+    """``write_screen`` ingested, 15 of 40 genes selected, and an embedding of 3 values."""
     folder = tmp_path_factory.mktemp("loader")
     write_screen(folder / "screen.h5ad")
     ingest(
@@ -52,7 +60,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CellStore:
             select_genes=15,
         )
     )
-    return open_store(folder / "screen.zarr")
+    path = folder / "screen.zarr"
+    num_cells = open_store(path).num_cells
+    blocks = [embedding(np.arange(num_cells))]
+    add_embedding(path, EMBEDDING, 3, blocks, origin={}, before=manifest.read(path))
+    return open_store(path)
 
 
 @pytest.fixture(scope="session")

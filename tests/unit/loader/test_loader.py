@@ -4,6 +4,7 @@ import gc
 import shutil
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from txpert_dist.config import Data
 from txpert_dist.errors import ConfigError, InputError, StoreError
+from txpert_dist.loader.conditions import cells_of_lines, perturbed_rows
 from txpert_dist.loader.loader import CellLoader, training_rows
 from txpert_dist.loader.pairing import control_table, pair
 from txpert_dist.loader.plan import plan_epoch
@@ -125,6 +127,39 @@ def test_training_rows_hold_no_held_out_perturbation(store: CellStore) -> None:
     assert set(both) - set(perturbed) == set(np.flatnonzero(store.perturbation == 0))
     of_train = np.isin(store.perturbation, np.flatnonzero(store.split == 0))
     assert len(both) == of_train.sum()
+
+
+@given(
+    lines=st.sets(st.sampled_from(["A549", "K562"])),
+    controls_as_targets=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@REUSE
+def test_no_perturbed_cell_of_a_held_out_line_is_learned_from(
+    store: CellStore, lines: set[str], controls_as_targets: bool, seed: int
+) -> None:
+    split = np.random.default_rng(seed).integers(0, 3, len(store.split)).astype(np.uint8)
+    another = replace(store, split=split)
+    rows = training_rows(another, controls_as_targets=controls_as_targets, held_out_cell_lines=sorted(lines))
+    expected = []
+    for row in range(store.num_cells):
+        code, line = store.perturbation[row], store.contexts[store.context[row]].cell_line
+        if controls_as_targets if code == 0 else split[code] == 0 and line not in lines:
+            expected.append(row)
+    assert rows.tolist() == expected
+    validation = perturbed_rows(another, "validation", among=~cells_of_lines(store, sorted(lines)))
+    assert not lines & {store.contexts[code].cell_line for code in store.context[validation]}
+    assert (split[store.perturbation[validation]] == 1).all()
+    everywhere = perturbed_rows(another, "validation")
+    rest = np.setdiff1d(everywhere, validation)
+    assert {store.contexts[code].cell_line for code in store.context[rest]} <= lines
+
+
+def test_a_cell_line_that_is_not_there_is_said(store: CellStore) -> None:
+    with pytest.raises(InputError, match="no cell line 'K652'; did you mean K562"):
+        training_rows(store, controls_as_targets=True, held_out_cell_lines=["K652"])
+    with pytest.raises(InputError, match="no cell line 'xyz'; it has A549, K562"):
+        training_rows(store, controls_as_targets=True, held_out_cell_lines=["xyz"])
 
 
 def test_controls_have_no_perturbation_nodes(store: CellStore) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from txpert_dist.model.dropout import DropoutKey, cell_dropout, graph_dropout, hash_integers
+from txpert_dist.model.dropout import DropoutKey, cell_dropout, cell_normal, graph_dropout, hash_integers
 
 KEY = DropoutKey(seed=3, step=11, first_row=0)
 
@@ -99,6 +99,64 @@ def test_random_streams_are_left_alone_and_gradient_follows_the_mask(dropout):
     assert torch.equal(torch.get_rng_state(), before)
     assert x_BN.grad is not None
     assert torch.equal(x_BN.grad, y_BN.detach())
+
+
+def normal(num_cells: int, width: int, layer: int = 0, key: DropoutKey = KEY) -> np.ndarray:
+    return cell_normal(torch.empty(num_cells, width, dtype=torch.float64), layer, key).numpy()
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    step=st.integers(0, 2**33),
+    first=st.integers(0, 2**33),
+    cut=st.integers(0, 9),
+)
+def test_two_workers_draw_the_normal_numbers_of_one(seed, step, first, cut):
+    key = DropoutKey(seed, step, first)
+    parts = [normal(cut, 7, 1, key), normal(9 - cut, 7, 1, key._replace(first_row=first + cut))]
+    np.testing.assert_allclose(np.concatenate(parts), normal(9, 7, 1, key), rtol=1e-12, atol=1e-12)
+
+
+def test_normal_numbers_are_normal():
+    drawn_BN = normal(2000, 512)
+    assert stats.kstest(drawn_BN.ravel(), "norm").pvalue > 1e-3
+    # the first four moments, of a million numbers; standard errors 1, sqrt(2), sqrt(15), sqrt(96) thousandths
+    for power, moment, error in ((1, 0, 1), (2, 1, np.sqrt(2)), (3, 0, np.sqrt(15)), (4, 3, np.sqrt(96))):
+        assert abs((drawn_BN**power).mean() - moment) < 5 * error / np.sqrt(drawn_BN.size)
+    assert 4.5 < np.abs(drawn_BN).max() < 6.8
+
+
+def test_normal_numbers_are_independent_of_each_other_and_of_the_masks():
+    drawn_BN = normal(800, 512)
+    rows_BB = drawn_BN @ drawn_BN.T / np.sqrt(512)
+    columns_NN = drawn_BN.T @ drawn_BN / np.sqrt(800)
+    assert np.abs(rows_BB[~np.eye(800, dtype=bool)]).max() < 6
+    assert np.abs(columns_NN[~np.eye(512, dtype=bool)]).max() < 6
+    masked = kept((800, 512), 0.5)
+    assert stats.ks_2samp(drawn_BN[masked], drawn_BN[~masked]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "layer"),
+    [
+        (KEY._replace(seed=4), 0),
+        (KEY._replace(step=12), 0),
+        (KEY._replace(first_row=1), 0),
+        (KEY, 1),
+    ],
+)
+def test_another_seed_step_row_or_layer_draws_other_normal_numbers(key, layer):
+    correlation = (normal(400, 500) * normal(400, 500, layer, key)).mean()
+    assert abs(correlation) < 5 / np.sqrt(200_000)
+
+
+def test_normal_numbers_follow_the_type_and_leave_the_streams_alone():
+    before = torch.get_rng_state()
+    single_BN = cell_normal(torch.full((30, 7), torch.nan), 0, KEY)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert single_BN.dtype == torch.float32
+    np.testing.assert_allclose(single_BN.numpy(), normal(30, 7), rtol=1e-6)
+    assert cell_normal(torch.empty(0, 7), 0, KEY).shape == (0, 7)
 
 
 def test_hash_is_splitmix64():

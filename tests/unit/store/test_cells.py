@@ -13,63 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.unit.store.small_store import NUM_CELLS, NUM_GENES, self_describing_matrix, write_store
 from txpert_dist.errors import StoreError
 from txpert_dist.store import layout, manifest
-from txpert_dist.store.cells import CellStore, open_store, plan_reads, verify
-from txpert_dist.store.controls import Context, build_control_index
+from txpert_dist.store.cells import CellStore, open_store, verify
+from txpert_dist.store.controls import Context
 from txpert_dist.store.expression import dense
-from txpert_dist.store.splits import SPLITS, split_perturbations
-from txpert_dist.store.write import LabelRow, Labels, ShardSizes, StoreWriter
-
-NUM_CELLS, NUM_GENES = 4000, 60
-SMALL_SHARDS = ShardSizes(chunk=1024, shard=8192)
-"""So that a few thousand cells span several shards and reads cross their borders."""
-
-
-def self_describing_matrix() -> NDArray[np.uint32]:
-    """Every stored value names its cell and gene: value = 1 + cell * NUM_GENES + gene."""
-    rng = np.random.default_rng(0)
-    names = 1 + np.arange(NUM_CELLS * NUM_GENES, dtype=np.uint32).reshape(NUM_CELLS, NUM_GENES)
-    kept = rng.random((NUM_CELLS, NUM_GENES)) < rng.random((NUM_CELLS, 1))
-    kept[[0, 17, NUM_CELLS - 1]] = False  # cells without any entry
-    return names * kept
-
-
-def write_store(folder: Path, x_BG: NDArray[np.uint32]) -> None:
-    sparse = scipy.sparse.csr_matrix(x_BG)
-    num_cells, num_genes = x_BG.shape
-    names = ("control", "A", "B", "C", "D")
-    contexts = (Context("K562", "1"), Context("K562", "2"))
-    perturbation = (np.arange(num_cells) % len(names)).astype(np.int32)
-    context = (np.arange(num_cells) % 2).astype(np.int32)
-    labels = Labels(
-        input_scale="counts",
-        perturbations=names,
-        contexts=contexts,
-        perturbation=perturbation,
-        context=context,
-        library_size=np.maximum(x_BG.sum(1), 1).astype(np.float32),
-        split=split_perturbations(names, seed=0),
-        selected=np.array([1, 3, 8], np.int64),
-        controls=build_control_index(context, perturbation == 0, contexts),
-        control_mean_CG=np.ones((2, num_genes), np.float32),
-        label_rows=(LabelRow("ctrl", "control", 3),),
-        summary="{}",
-    )
-    obs = pd.DataFrame({"n": np.arange(num_cells)}, index=[f"c{i}" for i in range(num_cells)])
-    var = pd.DataFrame(index=[f"g{i}" for i in range(num_genes)])
-    writer = StoreWriter(
-        folder,
-        num_cells=num_cells,
-        num_genes=num_genes,
-        num_entries=sparse.nnz,
-        dtype=np.uint32,
-        shards=SMALL_SHARDS,
-    )
-    for start in range(0, num_cells, 999):
-        block = sparse[start : start + 999]
-        writer.append(block.indptr.astype(np.int64), block.indices.astype(np.int32), block.data)
-    writer.finish(obs=obs, var=var, labels=labels, fingerprint="made by a test")
+from txpert_dist.store.reads import plan_reads
+from txpert_dist.store.splits import SPLITS
+from txpert_dist.store.write import StoreWriter
 
 
 @pytest.fixture(scope="module", name="x_BG")

@@ -7,17 +7,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.train.small_screen import configuration
+from tests.unit.train.small_screen import EMBEDDING, WIDTH, configuration, write_inputs
 from txpert_dist.errors import CheckpointError
+from txpert_dist.model.txpert import build_model
 from txpert_dist.model.vocabulary import Vocabulary
 from txpert_dist.train import checkpoint
 from txpert_dist.train.checkpoint import SCORE, RunState
+from txpert_dist.train.inputs import open_inputs
 
 VOCABULARY = Vocabulary(("A", "B", "Z"), 2, 1, {"Bb": "B"}, ("Z",), {"Bb": "B"})
 
 
 def state(epoch=1, step=10, score=0.5):
-    return RunState(epoch, step, {SCORE: score}, "store", "split", "graph", "git", ("G1", "G2"), VOCABULARY)
+    return RunState(
+        epoch, step, {SCORE: score}, "store", "split", "graph", "git", ("G1", "G2"), VOCABULARY, 2
+    )
 
 
 def write(run_folder, run_state):
@@ -38,6 +42,59 @@ def test_round_trip(tmp_path):
     assert weights["first"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert checkpoint.read_optimiser(folder) == {}
     assert checkpoint.newest_sound(tmp_path) == (folder, ())
+
+
+@pytest.fixture(scope="module")
+def inputs_folder(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.mark.parametrize(
+    ("basal", "width"),
+    [
+        ({"kind": "mlp", "hidden": 16}, 12),
+        ({"kind": "identity"}, 12),
+        ({"kind": "vae", "hidden": 16}, 12),
+        ({"kind": "embedding", "key": EMBEDDING, "hidden": 16}, WIDTH),
+    ],
+)
+@pytest.mark.parametrize("fusion", [{"kind": "additive"}, {"kind": "sequential", "hidden": 8}])
+def test_a_loaded_model_predicts_what_the_saved_one_did(inputs_folder, tmp_path, basal, width, fusion):
+    config = configuration(
+        inputs_folder,
+        tmp_path,
+        model={"latent": 8, "basal": basal, "fusion": fusion, "perturbation": {"kind": "embedding"}},
+    )
+    inputs = open_inputs(config)
+    assert inputs.basal_width == width
+    model = build_model(
+        config.model, num_genes=len(inputs.genes), basal_width=width, graph=inputs.graph, seed=config.seed
+    )
+    control_BN, nodes_BM = torch.rand(17, width), torch.from_numpy(inputs.nodes_RM)
+    model(control_BN, nodes_BM)  # so that running statistics are no longer the initial ones
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    made_from = RunState(
+        *(1, 10, {}, inputs.store.manifest_hash, inputs.store.split_hash, inputs.snapshot.id, "git"),
+        *(inputs.gene_names, inputs.vocabulary, width),
+    )
+    folder = checkpoint.write_checkpoint(
+        tmp_path, made_from, config, weights=model.state_dict(), optimiser={}
+    )
+    loaded = checkpoint.load_model(folder)
+    assert loaded.state.basal_width == width
+    model.eval()
+    with torch.no_grad():
+        before, after = (one(control_BN, nodes_BM).expression_BG for one in (model, loaded.model))
+    assert torch.equal(before, after)
+
+
+def test_another_format_is_said(tmp_path):
+    folder = write(tmp_path, state())
+    (folder / checkpoint.STATE).write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match=r"format 1, this version reads 2; use the version that wrote"):
+        checkpoint.read_state(folder)
 
 
 @given(

@@ -33,7 +33,7 @@ def unreached():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("field", ["control_BG", "observed_BG"])
+@pytest.mark.parametrize("field", ["control_BN", "observed_BG"])
 def test_input(parts, bad, field):
     with torch.no_grad():
         parts.decoder.bias[0] = bad  # input comes first

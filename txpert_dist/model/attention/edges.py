@@ -1,7 +1,8 @@
-"""Edges in the order that attention reads them.
+"""Edges in the order that the kernels read them.
 
-Enters: knowledge graphs. Leaves: one edge table, compressed by target. Invariants: edges are sorted by
-target, then source, each once; with self loops every node has exactly one; built once, never in a step.
+Enters: knowledge graphs. Leaves: edge lists on the host and edge tables, compressed by target. Invariants:
+edges are sorted by target, then source; with self loops every node has exactly one; built once, never in a
+step; tables follow the model to its device and stay out of its checkpoints.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from graph_store.graph import KnowledgeGraph
+
+
+class EdgeList(NamedTuple):
+    """Edges on the host, sorted by target, then source."""
+
+    edges_2E: NDArray[np.int64]
+    """(2, E) row 0 the source, row 1 the target."""
+    weight_EK: NDArray[np.float32]
+    """(E, K) weight in each graph, its largest being 1 in size; 0 where the graph lacks the edge. A self
+    loop has the mean of the weights that enter its node."""
 
 
 class EdgeTable(NamedTuple):
@@ -28,31 +39,94 @@ class EdgeTable(NamedTuple):
     """``indptr`` on the host, for cutting the work without asking the device."""
 
 
-def edge_table(
-    graphs: Sequence[KnowledgeGraph], num_nodes: int, *, self_loops: bool, reverse_edges: bool
-) -> EdgeTable:
-    """The union of the edges of ``graphs`` over ``num_nodes`` nodes.
+class Edges(nn.Module):
+    """Holds an edge table for a module that computes with it."""
 
-    ``reverse_edges`` adds every edge's opposite; ``self_loops`` gives every node one self loop in place of
+    indptr: Tensor
+    source: Tensor
+    target: Tensor
+
+    def __init__(self, edges_2E: NDArray[np.int64], num_nodes: int) -> None:
+        """``edges_2E`` are sorted by target."""
+        super().__init__()
+        self.host_indptr = np.searchsorted(edges_2E[1], np.arange(num_nodes + 1)).astype(np.int64)
+        self.register_buffer("indptr", torch.from_numpy(self.host_indptr.copy()), persistent=False)
+        self.register_buffer("source", torch.from_numpy(edges_2E[0].astype(np.int64)), persistent=False)
+        self.register_buffer("target", torch.from_numpy(edges_2E[1].astype(np.int64)), persistent=False)
+
+    @property
+    def table(self) -> EdgeTable:
+        """The table, on the module's device."""
+        return EdgeTable(self.indptr, self.source, self.target, self.host_indptr)
+
+
+def union_edges(
+    graphs: Sequence[KnowledgeGraph], num_nodes: int, *, self_loops: bool, reverse_edges: bool
+) -> EdgeList:
+    """The union of the edges of ``graphs`` over ``num_nodes`` nodes, each once.
+
+    ``reverse_edges`` adds every edge's opposite with the same weight (of an edge that is there both ways,
+    each direction takes the larger weight in size); ``self_loops`` gives every node one self loop in place of
     any that the graphs have. Raises ``ValueError`` naming the graph whose edge ends outside the nodes.
     """
+    keys, values = [], []
     for graph in graphs:
-        if graph.edges_2E.size and not 0 <= graph.edges_2E.min() <= graph.edges_2E.max() < num_nodes:
-            raise ValueError(f"knowledge graph {graph.name!r} has an edge outside its {num_nodes} nodes")
-    edges_2E = np.concatenate([np.zeros((2, 0), np.int64), *(graph.edges_2E for graph in graphs)], axis=1)
-    if reverse_edges:
-        edges_2E = np.concatenate([edges_2E, edges_2E[::-1]], axis=1)
-    if self_loops:
-        loops_2P = np.tile(np.arange(num_nodes), (2, 1))
-        edges_2E = np.concatenate([edges_2E[:, edges_2E[0] != edges_2E[1]], loops_2P], axis=1)
-    target, source = np.divmod(np.unique(edges_2E[1] * num_nodes + edges_2E[0]), max(num_nodes, 1))
-    indptr = np.searchsorted(target, np.arange(num_nodes + 1)).astype(np.int64)
-    return EdgeTable(
-        indptr=torch.from_numpy(indptr),
-        source=torch.from_numpy(source),
-        target=torch.from_numpy(target),
-        host_indptr=indptr,
-    )
+        key, weight = _directed(graph, num_nodes, reverse_edges=reverse_edges)
+        kept = key // num_nodes != key % num_nodes if self_loops else np.ones(len(key), bool)
+        keys.append(key[kept])
+        values.append(weight[kept])
+    union = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]))
+    weight_EK = np.zeros((len(union), len(graphs)), np.float32)
+    for number, (key, weight) in enumerate(zip(keys, values, strict=True)):
+        weight_EK[np.searchsorted(union, key), number] = weight
+    edges = EdgeList(np.stack([union % max(num_nodes, 1), union // max(num_nodes, 1)]), weight_EK)
+    return with_self_loops(edges, num_nodes) if self_loops else edges
+
+
+def supra_edges(
+    graphs: Sequence[KnowledgeGraph], num_genes: int, *, self_loops: bool, reverse_edges: bool
+) -> EdgeList:
+    """The multilayer graph: one copy of every gene for each graph, node ``layer * num_genes + gene``.
+
+    Within a layer the edges are that graph's, between layers every copy of a gene is connected with its other
+    copies, both ways (supra-adjacency with identity coupling). Coupling edges have weight 0. Raises
+    ``ValueError`` as ``union_edges`` does.
+    """
+    num_layers = len(graphs)
+    parts = [
+        union_edges([graph], num_genes, self_loops=self_loops, reverse_edges=reverse_edges)
+        for graph in graphs
+    ]
+    sources, targets, weights = [], [], []
+    for layer, part in enumerate(parts):
+        sources.append(part.edges_2E[0] + layer * num_genes)
+        targets.append(part.edges_2E[1] + layer * num_genes)
+        weight_EK = np.zeros((len(part.weight_EK), num_layers), np.float32)
+        weight_EK[:, layer] = part.weight_EK[:, 0]
+        weights.append(weight_EK)
+    genes = np.arange(num_genes)
+    for one in range(num_layers):
+        for other in range(num_layers):
+            if one != other:
+                sources.append(genes + one * num_genes)
+                targets.append(genes + other * num_genes)
+                weights.append(np.zeros((num_genes, num_layers), np.float32))
+    edges_2E = np.stack([np.concatenate(sources), np.concatenate(targets)])
+    order = np.lexsort(edges_2E)
+    return EdgeList(edges_2E[:, order], np.concatenate(weights)[order])
+
+
+def with_self_loops(edges: EdgeList, num_nodes: int) -> EdgeList:
+    """``edges``, which hold no self loop, and one for every node; its weight is its incoming edges' mean."""
+    source, target = edges.edges_2E
+    total_PK = np.zeros((num_nodes, edges.weight_EK.shape[1]))
+    np.add.at(total_PK, target, edges.weight_EK)
+    degree_P = np.maximum(np.bincount(target, minlength=num_nodes), 1)
+    nodes = np.arange(num_nodes)
+    edges_2E = np.stack([np.append(source, nodes), np.append(target, nodes)])
+    weight_EK = np.concatenate([edges.weight_EK, (total_PK / degree_P[:, None]).astype(np.float32)])
+    order = np.lexsort(edges_2E)
+    return EdgeList(edges_2E[:, order], weight_EK[order])
 
 
 def row_blocks(indptr: NDArray[np.int64], max_edges: int) -> Iterator[tuple[slice, slice]]:
@@ -63,3 +137,20 @@ def row_blocks(indptr: NDArray[np.int64], max_edges: int) -> Iterator[tuple[slic
         stop = min(max(fitting, row + 1), num_rows)
         yield slice(row, stop), slice(int(indptr[row]), int(indptr[stop]))
         row = stop
+
+
+def _directed(
+    graph: KnowledgeGraph, num_nodes: int, *, reverse_edges: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Keys (target * nodes + source), ascending, each once, and scaled weights of one graph's edges."""
+    edges_2E = graph.edges_2E.astype(np.int64)
+    if edges_2E.size and not 0 <= edges_2E.min() <= edges_2E.max() < num_nodes:
+        raise ValueError(f"knowledge graph {graph.name!r} has an edge outside its {num_nodes} nodes")
+    key = edges_2E[1] * num_nodes + edges_2E[0]
+    weight = graph.weight_E / np.float32(max(np.abs(graph.weight_E).max(initial=0), 1e-30))
+    if reverse_edges:
+        key = np.concatenate([key, edges_2E[0] * num_nodes + edges_2E[1]])
+        weight = np.concatenate([weight, weight])
+    order = np.lexsort([weight, -np.abs(weight), key])
+    unique, first = np.unique(key[order], return_index=True)
+    return unique, weight[order][first].astype(np.float32)

@@ -1,28 +1,29 @@
 """GATv2 attention over destination-sorted edges, in plain torch.
 
-Enters: each node's projection as a source and as a target, one attention vector a head, the edge table.
+Enters: each node's projection as a source and as a target, one attention vector a head, the edge table; by
+option features of the edges with their projection, and a multiplier for each attention weight (dropout).
 Leaves: each target's attention-weighted sum of its sources. Invariants: exact forward and backward; softmax
 and sums in single precision or better; on the CPU the order of every sum is fixed, so results repeat bit for
 bit. Targets are worked off in blocks whose edges fit the cache: no [E, H, N] array ever exists.
 
-    e_ij = a . LeakyReLU(x_j + y_i),   w_ij = softmax of e_ij over the sources j of i,   o_i = sum w_ij x_j
+    z_ij = x_j + y_i + W_e f_ij,   e_ij = a . LeakyReLU(z_ij),
+    w_ij = softmax of e_ij over the sources j of i,   o_i = sum w_ij m_ij x_j
 
-(Brody et al. 2022, equation 7.) Backward, with d the gradient of o: the softmax's gradient is
-g_ij = w_ij (d_i . x_j - d_i . o_i); with l' the slope of LeakyReLU at x_j + y_i, edge ij gives
-g_ij l' a to y_i, the same plus w_ij d_i to x_j, and g_ij LeakyReLU(x_j + y_i) to a.
+(Brody et al. 2022, equation 7; the features' term as PyTorch Geometric has it.) Backward, with d the gradient
+of o: the softmax's gradient is g_ij = w_ij (m_ij d_i . x_j - d_i . o_i); with l' the slope of LeakyReLU at
+z_ij, edge ij gives g_ij l' a to y_i, the same plus w_ij m_ij d_i to x_j, the same times f_ij to W_e, and
+g_ij LeakyReLU(z_ij) to a.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from txpert_dist.model.attention.aggregate import block_edges, segment_softmax_, sum_rows
 from txpert_dist.model.attention.edges import EdgeTable, row_blocks
-
-_BLOCK_ELEMENTS = 1 << 18
-"""Numbers in a block's [edges, H, N] arrays: 1 MiB in single precision, about a core's second-level cache."""
 
 
 def gatv2_attention(
@@ -31,17 +32,36 @@ def gatv2_attention(
     attention_HN: Tensor,
     edges: EdgeTable,
     negative_slope: float = 0.2,
+    *,
+    features: tuple[Tensor, Tensor] | None = None,
+    keep_EH: Tensor | None = None,
 ) -> Tensor:
     """Attention-weighted sums (P, H, N) of ``source_PHN`` over each target's edges; zero without edges.
 
-    ``source_PHN`` and ``target_PHN`` are the two projections of the nodes, ``attention_HN`` the vectors a.
-    Differentiable once in all three. The result has the dtype of ``source_PHN``.
+    ``source_PHN`` and ``target_PHN`` are the two projections of the nodes, ``attention_HN`` the vectors a,
+    ``features`` the edges' features f, (E, K), and their projection W_e, (K, H, N), ``keep_EH`` the
+    multipliers m. Differentiable once in all but f and m. The result has the dtype of ``source_PHN``.
     """
     wide = torch.promote_types(source_PHN.dtype, torch.float32)
+    feature_EK, projection_KHN = (None, None) if features is None else (part.to(wide) for part in features)
+    keep_EH = None if keep_EH is None else keep_EH.to(wide)
     out_PHN: Tensor = _Gatv2.apply(  # type: ignore[no-untyped-call]
-        source_PHN.to(wide), target_PHN.to(wide), attention_HN.to(wide), edges, negative_slope
+        source_PHN.to(wide),
+        target_PHN.to(wide),
+        attention_HN.to(wide),
+        projection_KHN,
+        _Given(edges, negative_slope, feature_EK, keep_EH),
     )
     return out_PHN.to(source_PHN.dtype)
+
+
+class _Given(NamedTuple):
+    """What no gradient goes to."""
+
+    edges: EdgeTable
+    slope: float
+    feature_EK: Tensor | None
+    keep_EH: Tensor | None
 
 
 class _Gatv2(torch.autograd.Function):
@@ -49,55 +69,54 @@ class _Gatv2(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_PHN: Tensor, y_PHN: Tensor, a_HN: Tensor, edges: EdgeTable, slope: float
+        ctx: Any, x_PHN: Tensor, y_PHN: Tensor, a_HN: Tensor, p_KHN: Tensor | None, given: _Given
     ) -> Tensor:
-        out_PHN = torch.zeros_like(x_PHN)
+        edges = given.edges
         weight_EH = x_PHN.new_empty(len(edges.source), x_PHN.shape[1])
-        for rows, block in row_blocks(edges.host_indptr, _block_edges(x_PHN)):
-            source, target = edges.source[block], edges.target[block]
-            x_EHN = x_PHN.index_select(0, source)
-            z_EHN = functional.leaky_relu_(y_PHN.index_select(0, target).add_(x_EHN), slope)
+        for rows, block in row_blocks(edges.host_indptr, block_edges(x_PHN)):
+            x_EHN = x_PHN.index_select(0, edges.source[block])
+            z_EHN = functional.leaky_relu_(_complete_(x_EHN, y_PHN, p_KHN, given, block), given.slope)
+            indptr = edges.indptr[rows.start : rows.stop + 1] - block.start
             score_EH = z_EHN.mul_(a_HN).sum(-1)
-            weight_EH[block] = _softmax(
-                score_EH, edges.indptr[rows.start : rows.stop + 1], target - rows.start
-            )
-            out_PHN.index_add_(0, target, x_EHN.mul_(weight_EH[block].unsqueeze(-1)))
-        ctx.save_for_backward(x_PHN, y_PHN, a_HN, weight_EH, out_PHN)
-        ctx.edges, ctx.slope = edges, slope
+            weight_EH[block] = segment_softmax_(score_EH, indptr, edges.target[block] - rows.start)
+        kept_EH = weight_EH if given.keep_EH is None else weight_EH * given.keep_EH
+        out_PHN = sum_rows(kept_EH, x_PHN, edges.source, edges.indptr)
+        ctx.save_for_backward(x_PHN, y_PHN, a_HN, p_KHN, weight_EH, kept_EH, out_PHN)
+        ctx.given = given
         return out_PHN
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_PHN: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x_PHN, y_PHN, a_HN, weight_EH, out_PHN = ctx.saved_tensors
-        edges: EdgeTable = ctx.edges
+    def backward(ctx: Any, d_PHN: Tensor) -> tuple[Tensor | None, ...]:
+        x_PHN, y_PHN, a_HN, p_KHN, weight_EH, kept_EH, out_PHN = ctx.saved_tensors
+        given: _Given = ctx.given
+        edges = given.edges
         mean_PH = (d_PHN * out_PHN).sum(-1)
         dx_PHN, dy_PHN, da_HN = torch.zeros_like(x_PHN), torch.zeros_like(y_PHN), torch.zeros_like(a_HN)
-        for _, block in row_blocks(edges.host_indptr, _block_edges(x_PHN)):
-            source, target, w_EH1 = edges.source[block], edges.target[block], weight_EH[block].unsqueeze(-1)
+        dp_KM = None if p_KHN is None else torch.zeros_like(p_KHN.flatten(1))
+        for _, block in row_blocks(edges.host_indptr, block_edges(x_PHN)):
+            source, target = edges.source[block], edges.target[block]
             x_EHN, d_EHN = x_PHN.index_select(0, source), d_PHN.index_select(0, target)
-            g_EH = (d_EHN * x_EHN).sum(-1).sub_(mean_PH.index_select(0, target)).mul_(weight_EH[block])
-            z_EHN = x_EHN.add_(y_PHN.index_select(0, target))
+            dot_EH = (d_EHN * x_EHN).sum(-1).mul_(kept_EH[block])
+            g_EH = dot_EH.sub_(mean_PH.index_select(0, target).mul_(weight_EH[block]))
+            z_EHN = _complete_(x_EHN, y_PHN, p_KHN, given, block)
             # g l': the slope's gradient of a constant g; times z it is also g LeakyReLU(z)
             s_EHN = torch.ops.aten.leaky_relu_backward(
-                g_EH.unsqueeze(-1).expand_as(z_EHN), z_EHN, ctx.slope, False
+                g_EH.unsqueeze(-1).expand_as(z_EHN), z_EHN, given.slope, False
             )
             da_HN += z_EHN.mul_(s_EHN).sum(0)
             s_EHN.mul_(a_HN)
+            if dp_KM is not None and given.feature_EK is not None:
+                # in place: autocast lowers products, but not these
+                dp_KM.addmm_(given.feature_EK[block].T, s_EHN.flatten(1))
             dy_PHN.index_add_(0, target, s_EHN)
-            dx_PHN.index_add_(0, source, s_EHN.addcmul_(w_EH1, d_EHN))
-        return dx_PHN, dy_PHN, da_HN, None, None
+            dx_PHN.index_add_(0, source, s_EHN.addcmul_(kept_EH[block].unsqueeze(-1), d_EHN))
+        return dx_PHN, dy_PHN, da_HN, None if dp_KM is None else dp_KM.view_as(p_KHN), None
 
 
-def _softmax(score_EH: Tensor, indptr: Tensor, row: Tensor) -> Tensor:
-    offsets = indptr - indptr[:1]
-    highest_RH = torch.segment_reduce(score_EH, "max", offsets=offsets, axis=0, unsafe=True)
-    power_EH = score_EH.sub_(highest_RH.index_select(0, row)).exp_()
-    total_RH = torch.segment_reduce(power_EH, "sum", offsets=offsets, axis=0, unsafe=True)
-    return power_EH.div_(total_RH.index_select(0, row))
-
-
-def _block_edges(x_PHN: Tensor) -> int:
-    if x_PHN.is_cuda:
-        return 1 << 62  # an accelerator wants all the work at once
-    return max(_BLOCK_ELEMENTS // max(x_PHN[0].numel(), 1), 1)
+def _complete_(x_EHN: Tensor, y_PHN: Tensor, p_KHN: Tensor | None, given: _Given, block: slice) -> Tensor:
+    """z of a block's edges, in the place of their sources' x."""
+    z_EHN = x_EHN.add_(y_PHN.index_select(0, given.edges.target[block]))
+    if p_KHN is not None and given.feature_EK is not None:
+        z_EHN.flatten(1).addmm_(given.feature_EK[block], p_KHN.flatten(1))
+    return z_EHN

@@ -1,0 +1,1 @@
+"""Embeddings of the cells of a store, computed elsewhere or here."""

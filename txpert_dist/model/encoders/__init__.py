@@ -1,0 +1,1 @@
+"""Perturbation encoders: a graph in, one latent vector a gene out."""

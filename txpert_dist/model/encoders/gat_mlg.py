@@ -1,0 +1,120 @@
+"""Graph attention over the multilayer graph, joined with what the edges' weights say of each node.
+
+Enters: the knowledge graphs, one layer each. Leaves: z_PD. Every gene has a copy in every layer; all start
+from the same vector. Attention runs within the layers along their graphs and between them along the couplings
+of a gene's copies, so the copies h of the reference graph, which are returned, carry every graph. They join
+the structural embedding s by a gate (TxPert, supplement, "GAT-MLG"):
+
+    s_i = f_node(sum over the edges ij of f_edge(w_ij)),   g = sigmoid(Linear([s || h])),
+    z = LayerNorm(g * Linear(s) + (1 - g) * Linear(h))
+
+The method gives every graph its structural module, but gates it with that graph's copies: those of the others
+never reach the reference's copies, so only the reference's is built. Invariant: every graph has influence,
+the ones after the first by the couplings alone.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from graph_store.graph import KnowledgeGraph
+from txpert_dist import config
+from txpert_dist.model.attention.edges import Edges, supra_edges, union_edges
+from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.encoders.features import NodeFeatures
+from txpert_dist.model.encoders.stack import attention_stack
+from txpert_dist.model.graph_input import GraphInput
+
+
+class GatMlgEncoder(nn.Module):
+    """Graph attention over all copies of the genes, and the gate that ends it."""
+
+    def __init__(self, options: config.GatMlg, graph: GraphInput, *, latent: int) -> None:
+        """Raises ``ValueError`` when ``options.reference`` is not among the graphs."""
+        super().__init__()
+        sites = count()
+        names = [one.name for one in graph.graphs]
+        self.num_nodes, self.num_graphs = graph.num_nodes, len(names)
+        self.reference = 0 if options.reference is None else names.index(options.reference)
+        self.features = NodeFeatures(graph, options.node_features, options.positional)
+        edges = supra_edges(
+            graph.graphs,
+            graph.num_nodes,
+            self_loops=options.self_loops,
+            reverse_edges=options.reverse_edges,
+        )
+        self.stack = attention_stack(
+            options, edges, self.num_graphs * self.num_nodes, width=options.node_features, sites=sites
+        )
+        self.structure = Structure(options, graph.graphs[self.reference], graph.num_nodes, sites)
+        self.gate = Gate(options.structure, self.stack.width, latent)
+
+    def forward(self, key: DropoutKey | None = None) -> Tensor:
+        """z_PD of every node; ``key`` switches dropout on."""
+        copies_RN = self.stack(self.features(key).repeat(self.num_graphs, 1), key)
+        h_PN = copies_RN.narrow(0, self.reference * self.num_nodes, self.num_nodes)
+        z_PD: Tensor = self.gate(self.structure(key), h_PN)
+        return z_PD
+
+
+class Structure(nn.Module):
+    """What the weights of the edges that enter each node say of it.
+
+    f_edge: Linear(1 -> N), dropout, ReLU, Linear(N -> N); f_node: Linear, ReLU, Linear, all N wide. Weights
+    are the graph's, its largest being 1 in size; self loops do not count.
+    """
+
+    weight_E1: Tensor
+    degree_P1: Tensor
+
+    def __init__(
+        self, options: config.GatMlg, one: KnowledgeGraph, num_nodes: int, sites: Iterator[int]
+    ) -> None:
+        super().__init__()
+        union = union_edges([one], num_nodes, self_loops=False, reverse_edges=options.reverse_edges)
+        kept = union.edges_2E[0] != union.edges_2E[1]
+        self.edges = Edges(union.edges_2E[:, kept], num_nodes)
+        degree_P1 = torch.from_numpy(np.diff(self.edges.host_indptr)[:, None])
+        self.register_buffer("weight_E1", torch.from_numpy(union.weight_EK[kept]), persistent=False)
+        self.register_buffer("degree_P1", degree_P1, persistent=False)
+        width = options.structure
+        self.edge_first, self.edge_last = nn.Linear(1, width), nn.Linear(width, width)
+        self.node_first, self.node_last = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = options.dropout
+        self.site = next(sites)
+
+    def forward(self, key: DropoutKey | None = None) -> Tensor:
+        """s_PN of every node; ``key`` switches dropout on."""
+        hidden_EN = graph_dropout(self.edge_first(self.weight_E1), self.dropout, self.site, key)
+        # f_edge ends with a linear map, so the sum over the edges may come before it
+        hidden_PN = self._sum_over_edges(functional.relu(hidden_EN))
+        summed_PN = functional.linear(hidden_PN, self.edge_last.weight)
+        summed_PN = summed_PN + self.degree_P1 * self.edge_last.bias
+        s_PN: Tensor = self.node_last(functional.relu(self.node_first(summed_PN)))
+        return s_PN
+
+    def _sum_over_edges(self, x_EN: Tensor) -> Tensor:
+        wide_EN = x_EN.to(torch.promote_types(x_EN.dtype, torch.float32))
+        zero_PN = wide_EN.new_zeros(len(self.degree_P1), wide_EN.shape[1])
+        return zero_PN.index_add(0, self.edges.target, wide_EN)
+
+
+class Gate(nn.Module):
+    """Mixes each node's structural embedding s and attention output h, number by number."""
+
+    def __init__(self, structure: int, width: int, latent: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(structure + width, latent)
+        self.structure = nn.Linear(structure, latent)
+        self.node = nn.Linear(width, latent)
+        self.norm = nn.LayerNorm(latent)
+
+    def forward(self, s_PN: Tensor, h_PN: Tensor) -> Tensor:
+        """z_PD from s (P, structure) and h (P, width)."""
+        g_PD = torch.sigmoid(self.gate(torch.cat([s_PN, h_PN], 1)))
+        z_PD: Tensor = self.norm(g_PD * self.structure(s_PN) + (1 - g_PD) * self.node(h_PN))
+        return z_PD
