@@ -3,7 +3,7 @@
     python -m tests.benchmarks.science_real [--quick] [--json FILE]
 
 A seed decides split and model. The screens are small (25 and 33 perturbations), so a seed holds out 6 to 8
-of them: read the spread, not the digits. Settings are one for all encoders and both screens.
+of them: read the spread, not the digits. Settings are those of the simulated benchmark.
 """
 
 import argparse
@@ -37,8 +37,14 @@ def run_seed(screen: RealScreen, folder: Path, seed: int, epochs: int) -> dict[s
     }
     base = merged(yaml.safe_load(CONFIG.read_text()), place)
     jobs = [
-        Job(merged(base, {"name": f"run-{number}", "model": {"perturbation": options}}))
-        for number, options in enumerate(ENCODERS.values())
+        Job(
+            merged(
+                base,
+                {"name": f"run-{number}", "model": {"perturbation": chosen.options}},
+                {"optimiser": {"learning_rate": chosen.learning_rate}},
+            )
+        )
+        for number, chosen in enumerate(ENCODERS.values())
     ]
     return dict(zip(ENCODERS, train_all(jobs), strict=True))
 

@@ -42,7 +42,7 @@ def real(record: Record) -> str:
     found = record["details"]["mean_and_standard_deviation"]
     parts = [_origin("Real screens, held-out perturbations", record)]
     for screen in sorted({title.split(":")[0] for title in found}, reverse=True):
-        seconds = found[f"{screen}: seconds"]
+        seconds = found.get(f"{screen}: seconds", {})
         by_metric = {
             metric: found[f"{screen}: {metric}"]
             for metric in ("pearson_delta", "retrieval", "pseudobulk_mse")

@@ -224,7 +224,10 @@ def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=F
 
 
 def _embedding(cells: "CellStore", name: str) -> str:
-    origin = ", ".join(f"{key} {value}" for key, value in cells.embedding_origin(name).items())
+    told = cells.embedding_origin(name).items()
+    origin = ", ".join(
+        f"{key} {' '.join(value) or 'none' if isinstance(value, list) else value}" for key, value in told
+    )
     return f"{cells.embeddings[name]:,} wide; {origin}"
 
 

@@ -13,7 +13,9 @@ without training cells is embedded as any other.
 import contextlib
 import io
 import logging
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +108,6 @@ def _scvi() -> Any:
 
 def _settings(config: ScviConfig, epochs: int, training_cells: int) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude={"name", "max_training_cells", "overwrite"})
-    settings["held_out_cell_lines"] = ", ".join(config.held_out_cell_lines) or "none"
     return {**settings, "epochs": epochs, "training_cells": training_cells}
 
 
@@ -150,10 +151,12 @@ def _train(
     epochs = config.epochs or int(scvi.model.get_max_epochs_heuristic(cells.n_obs))
 
     def show(trainer: Any, _: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
         progress("train scVI (epochs)", trainer.current_epoch + 1, epochs)
 
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, _remembered_interrupts() as interrupted:
             model.train(
                 max_epochs=epochs,
                 train_size=1.0,
@@ -191,6 +194,28 @@ def _encode(
             raise TrainingError(f"{store.path}: scVI diverged, an embedding is not finite; try another seed")
         yield mean_BN
         progress(f"write {config.name}", stop, store.num_cells)
+
+
+@contextlib.contextmanager
+def _remembered_interrupts() -> Iterator[list[int]]:
+    """Signals of an interrupt, as they arrive; each also raises ``KeyboardInterrupt`` where it finds us.
+
+    An interrupt that arrives within a finaliser is printed and forgotten by Python: the list is not.
+    """
+    seen: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen  # signals go to the main thread alone
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

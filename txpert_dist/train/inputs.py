@@ -60,6 +60,8 @@ def open_inputs(config: Config) -> Inputs:
     graph = graph_input(snapshot, config.graph.use, len(vocabulary.genes))
     check_encoder(config.model.perturbation, graph)
     genes = store.training_genes(config.data.genes)
+    width = basal_width(config.model, store, len(genes))
+    _check_embedding(config, store)
     training, validation = _rows(config, store)
     nodes_RM = perturbation_nodes(config.model, vocabulary, store.perturbations)
     if config.model.control_token == "learned" and nodes_RM.shape[1] < 2:
@@ -74,7 +76,7 @@ def open_inputs(config: Config) -> Inputs:
         vocabulary=vocabulary,
         nodes_RM=nodes_RM,
         genes=genes,
-        basal_width=basal_width(config.model, store, len(genes)),
+        basal_width=width,
         training=training,
         validation=validation,
     )
@@ -123,6 +125,20 @@ def perturbation_nodes(
     rank_P = np.argsort(np.argsort(np.array(vocabulary.genes)))
     rank_RM = np.where(nodes_RM < 0, len(rank_P), rank_P[nodes_RM])
     return np.take_along_axis(nodes_RM, np.argsort(rank_RM, axis=1, kind="stable"), axis=1)
+
+
+def _check_embedding(config: Config, store: CellStore) -> None:
+    """Raise ``ConfigError`` when the embedding was trained on cells that this run holds out."""
+    key = embedding_key(config.model)
+    origin = {} if key is None else store.embedding_origin(key)
+    if "held_out_cell_lines" not in origin:
+        return  # computed elsewhere: what it was trained on is not known here
+    seen = [line for line in config.data.held_out_cell_lines if line not in origin["held_out_cell_lines"]]
+    if seen:
+        raise ConfigError(
+            f"data.held_out_cell_lines: embedding {key} was trained on perturbed cells of {', '.join(seen)}; "
+            f"make it again with `txpert embed scvi --held-out-cell-line {seen[0]} --overwrite`"
+        )
 
 
 def _rows(config: Config, store: CellStore) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

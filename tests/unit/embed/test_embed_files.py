@@ -109,7 +109,7 @@ def test_every_format_ends_in_the_same_embedding(store: Path, tmp_path: Path, ca
 
 
 @given(seed=st.integers(0, 1000), width=st.integers(1, 6))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_the_file_makes_no_difference(
     store: Path, tmp_path: Path, seed: int, width: int
 ) -> None:

@@ -134,7 +134,7 @@ def test_more_training_cells_than_wanted_are_a_seeded_sample(store: CellStore) -
         "epochs": 2,
         "genes": "selected",
         "seed": 0,
-        "held_out_cell_lines": "none",
+        "held_out_cell_lines": [],
         "training_cells": 50,
     }
     first = opened.take_embedding("X_few", np.arange(NUM_CELLS))

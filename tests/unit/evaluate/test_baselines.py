@@ -55,7 +55,7 @@ def deltas_of(
 
 
 @given(seed=st.integers(0, 10_000), num_cells=st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_general_is_the_formula_of_the_methods(seed: int, num_cells: int) -> None:
     rng = np.random.default_rng(seed)
     names = ["control", "A", "A+B", "A+C", "B", "B+C", "C", "C+D", "D"]

@@ -56,7 +56,7 @@ def test_rows_of_a_split_are_its_perturbed_cells(screen: DenseScreen) -> None:
 
 
 @given(most=st.integers(1, 200), by=st.sampled_from(["perturbation", "context"]), keep=st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_blocks_partition_the_rows_and_never_cut_a_key(
     screen: DenseScreen, most: int, by: str, keep: float
 ) -> None:

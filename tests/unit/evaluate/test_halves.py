@@ -9,7 +9,7 @@ from txpert_dist.evaluate.halves import first_halves
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20), seed=st.integers(0, 1000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_halves_differ_by_at_most_one_cell(sizes: list[int], seed: int) -> None:
     condition = np.repeat(np.arange(len(sizes)), sizes)
     rows = np.random.default_rng(seed).permutation(10 * len(condition))[: len(condition)].astype(np.int64)

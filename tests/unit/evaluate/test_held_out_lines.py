@@ -74,7 +74,7 @@ def assert_general_is_of_the_other_lines(
 
 
 @given(held_out=st.sets(st.sampled_from(["K562", "RPE1"])), seed=st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_baselines_never_see_a_perturbed_cell_of_a_held_out_line(
     screen: DenseScreen, held_out: set[str], seed: int
 ) -> None:

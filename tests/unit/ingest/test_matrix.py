@@ -39,7 +39,7 @@ def write(path: Path, x_BG: np.ndarray, layout: str, **options: object) -> Path:
     block=st.integers(1, 200),
     num_cells=st.integers(1, NUM_CELLS),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_layout_and_block_size_gives_the_same_cells(
     tmp_path_factory: pytest.TempPathFactory, seed: int, layout: str, block: int, num_cells: int
 ) -> None:

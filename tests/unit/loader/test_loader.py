@@ -24,7 +24,7 @@ from txpert_dist.minibatch import Minibatch
 from txpert_dist.store.cells import CellStore, open_store
 from txpert_dist.store.expression import dense, gene_view
 
-REUSE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+REUSE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def nodes(store: CellStore) -> np.ndarray:

@@ -98,7 +98,7 @@ def controls_of(store: CellStore, code: int, matching: ControlMatching) -> np.nd
 
 
 @given(matching=st.sampled_from(["random", "matched"]), seed=st.integers(0, 2**40), epoch=st.integers(0, 99))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_cells_embedded_control_is_one_of_its_own_batch_or_line(
     store: CellStore, matching: ControlMatching, seed: int, epoch: int
 ) -> None:

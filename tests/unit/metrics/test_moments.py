@@ -43,7 +43,7 @@ def as_dict(moments: ConditionMoments) -> dict[tuple[int, int], tuple[int, list[
 
 
 @given(num=st.integers(0, 60), cut=st.integers(0, 60), seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_moments_are_the_plain_sums_and_merge_from_any_division(num: int, cut: int, seed: int) -> None:
     y_BG, perturbation, context = random_cells(num, seed)
     whole = moments_of(sparse_rows(y_BG), perturbation, context, num_genes=NUM_GENES)

@@ -58,7 +58,7 @@ def test_is_exact_for_large_offsets_and_tiny_spreads(
     st.lists(st.integers(-1000, 1000), min_size=2, max_size=12),
     st.lists(st.integers(-1000, 1000), min_size=2, max_size=12),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_agrees_with_exact_arithmetic(first: list[int], second: list[int]) -> None:
     num = min(len(first), len(second))
     x, y = np.array(first[:num], float), np.array(second[:num], float)

@@ -56,7 +56,7 @@ small_rows = st.integers(1, 7).flatmap(
 
 
 @given(small_rows)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_is_the_formula_exactly_whatever_ties_and_constants_there_are(
     rows: tuple[list[list[int]], list[list[int]]],
 ) -> None:

@@ -28,7 +28,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes)
 def test_weighted_sum_is_a_product_with_the_adjacency_matrix(num_nodes, num_edges, heads, seed):
     edges = table(num_nodes, num_edges, seed)
@@ -37,7 +37,7 @@ def test_weighted_sum_is_a_product_with_the_adjacency_matrix(num_nodes, num_edge
     assert_same(weighted_sum(weight_EH, x_PHN, edges), expected_PHN, [weight_EH, x_PHN])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**shapes)
 def test_edge_softmax_equals_pygs(num_nodes, num_edges, heads, seed):
     edges = table(num_nodes, num_edges, seed)

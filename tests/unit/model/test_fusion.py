@@ -67,7 +67,7 @@ def plain(fusion, module, state_BD, perturbations_BM, z_PD) -> Tensor:
 
 @pytest.mark.parametrize("control_token", ["none", "learned"])
 @pytest.mark.parametrize("fusion", [ADDITIVE, BY_NAME, ALL])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(width=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_equals_plain_loops_in_value_and_gradient(fusion, control_token, width, seed):
     """All orders of a cell with fewer perturbations than columns are averaged correctly: exactly its own."""

@@ -31,7 +31,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**graphs, heads=st.integers(1, 3), average=st.booleans(), weights=st.booleans())
 def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loops, heads, average, weights):
     edges = random_edge_list(num_nodes, num_edges, seed, self_loops=self_loops)
@@ -42,7 +42,7 @@ def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loop
     assert_same(layer(x_PN), by_formula(layer, x_PN), inputs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**graphs)
 def test_multipliers_enter_as_in_the_formula(num_nodes, num_edges, seed, self_loops):
     edge_list = random_edge_list(num_nodes, num_edges, seed, self_loops=self_loops)

@@ -43,7 +43,7 @@ def inputs(num_nodes: int, heads: int, width: int, seed: int = 0) -> tuple[Tenso
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**graphs, heads=st.integers(1, 3), average=st.booleans(), weights=st.booleans())
 def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loops, heads, average, weights):
     edges = random_edge_list(num_nodes, num_edges, seed, self_loops=self_loops)
@@ -54,7 +54,7 @@ def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loop
     assert_same(layer(x_PN), by_formula(layer, x_PN), leaves)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**graphs, with_features=st.booleans(), with_multipliers=st.booleans())
 def test_equals_the_definition_over_all_pairs(
     num_nodes, num_edges, seed, self_loops, with_features, with_multipliers

@@ -70,7 +70,7 @@ def assert_same(one: Tensor, other: Tensor, tensors: list[Tensor]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     num_nodes=st.integers(1, 10),
     num_edges=st.integers(0, 40),

@@ -199,7 +199,7 @@ def test_the_recipe_is_one_the_graph_store_reads(written: Written) -> None:
     edges_per_gene=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_hidden_networks_are_proper_graphs(
     genes: int, programmes: int, edges_per_gene: int, seed: int
 ) -> None:
@@ -217,7 +217,7 @@ def test_hidden_networks_are_proper_graphs(
 
 
 @given(seed=st.integers(0, 50), perturbations=st.integers(3, 20), doubles=st.integers(0, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_perturbation_names_are_canonical(seed: int, perturbations: int, doubles: int) -> None:
     config = SimulateConfig(
         genes=20, programmes=2, perturbations=perturbations, doubles=doubles, seed=seed, cell_lines=1

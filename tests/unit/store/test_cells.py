@@ -58,7 +58,7 @@ def test_anndata_reads_the_store_without_us(store: CellStore, x_BG: NDArray[np.u
 
 
 @given(rows=st.lists(st.integers(0, NUM_CELLS - 1), max_size=60))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_take_returns_the_rows_asked_for_in_their_order(
     store: CellStore, x_BG: NDArray[np.uint32], rows: list[int]
 ) -> None:
@@ -72,7 +72,7 @@ def test_take_returns_the_rows_asked_for_in_their_order(
 
 
 @given(start=st.integers(0, NUM_CELLS), length=st.integers(0, 500))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_read_is_take_of_a_range(store: CellStore, x_BG: NDArray[np.uint32], start: int, length: int) -> None:
     stop = min(start + length, NUM_CELLS)
     read = store.read(start, stop)
@@ -80,7 +80,7 @@ def test_read_is_take_of_a_range(store: CellStore, x_BG: NDArray[np.uint32], sta
 
 
 @given(data=st.data(), gap=st.integers(0, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_reads_are_disjoint_ascending_and_bridge_only_small_gaps(data: st.DataObject, gap: int) -> None:
     lengths = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=30))
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -59,7 +59,7 @@ def test_the_store_lists_its_embeddings(store: CellStore) -> None:
 
 
 @given(rows=st.lists(st.integers(0, NUM_CELLS - 1), max_size=60))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_take_embedding_returns_the_rows_asked_for_in_their_order(store: CellStore, rows: list[int]) -> None:
     for name, width, sign in (("X_wide", WIDE, 1), ("X_narrow", NARROW, -1)):
         taken = store.take_embedding(name, np.array(rows, np.int64))

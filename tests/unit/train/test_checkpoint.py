@@ -101,7 +101,7 @@ def test_another_format_is_said(tmp_path):
     scores=st.lists(st.one_of(st.just(math.nan), st.floats(-1, 1)), min_size=1, max_size=6),
     keep=st.integers(1, 4),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_retention(tmp_path_factory, scores, keep):
     run_folder = tmp_path_factory.mktemp("run")
     for epoch, score in enumerate(scores, 1):

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from tests.unit.train.small_screen import EMBEDDING, WIDTH, configuration, write_inputs
 from txpert_dist import config as configurations
+from txpert_dist.embed.commit import claimed, commit
 from txpert_dist.errors import ConfigError, InputError
 from txpert_dist.model.vocabulary import Vocabulary
+from txpert_dist.store.cells import open_store
 from txpert_dist.train.inputs import open_inputs, perturbation_nodes
 
 PLAIN = {"kind": "embedding"}
@@ -107,6 +109,23 @@ def test_what_does_not_go_together_is_refused_in_one_line(folder, case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("trained_without", "accepted"), [([], False), (["RPE1"], True), (None, True)])
+def test_an_embedding_trained_on_what_the_run_holds_out_is_refused(tmp_path, trained_without, accepted):
+    write_inputs(tmp_path)
+    store = open_store(tmp_path / "screen.zarr")
+    origin = {} if trained_without is None else {"held_out_cell_lines": trained_without}
+    values_BN = store.take_embedding(EMBEDDING, np.arange(store.num_cells))
+    with claimed(store.path) as claim:
+        commit(claim, "X_learned", WIDTH, [values_BN], origin=origin)
+    sections = {"model": model(basal={"kind": "embedding", "key": "X_learned"})}
+    run = configuration(tmp_path, tmp_path, data={"held_out_cell_lines": ["RPE1"]}, **sections)
+    if accepted:
+        assert open_inputs(run).basal_width == WIDTH
+    else:
+        with pytest.raises(ConfigError, match="X_learned was trained on perturbed cells of RPE1; make"):
+            open_inputs(run)
+
+
 def test_too_few_cells_for_a_minibatch_are_said(folder):
     config = configuration(folder, folder, model=model(), train={"minibatch_size": 4096})
     with pytest.raises(InputError, match=r"fewer than train\.minibatch_size=4096"):
@@ -120,7 +139,7 @@ BY_NAME = configurations.Model(fusion=configurations.SequentialFusion(order="by_
 
 
 @given(names=st.lists(st.permutations([*"ZBCDEF"]).flatmap(lambda p: st.integers(0, 6).map(lambda n: p[:n]))))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nodes_come_in_the_order_of_their_names_however_they_are_given(names):
     given_names = ["+".join(genes) or "control" for genes in names]
     nodes_RM = perturbation_nodes(BY_NAME, VOCABULARY, given_names)

@@ -32,7 +32,7 @@ def listed(patterns: EdgePatterns) -> list[Edge]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(options=exphormer | exphormer_mg, graph=graph_inputs)
 def test_are_the_definitions_edges_types_and_weights(options, graph):
     patterns = edge_patterns(options, graph)
@@ -40,7 +40,7 @@ def test_are_the_definitions_edges_types_and_weights(options, graph):
     assert patterns.num_nodes == graph.num_nodes + options.virtual_nodes
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(options=exphormer | exphormer_mg, graph=graph_inputs)
 def test_every_pattern_is_there_once_and_counted(options, graph):
     patterns = edge_patterns(options, graph)

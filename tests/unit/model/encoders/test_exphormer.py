@@ -62,14 +62,14 @@ def assert_same(ours_PD: Tensor, dense_PD: Tensor, model: ExphormerEncoder) -> N
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(options=options_of_both, graph=graph_inputs, training=st.booleans(), scale=st.sampled_from([1.0, 6.0]))
 def test_equals_the_definition_over_all_pairs(options, graph, training, scale):
     model = encoder(options, graph, scale=scale).train(training).requires_grad_()
     assert_same(model(), dense_exphormer(model, options, graph), model)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(options=options_of_both, graph=graph_inputs)
 def test_drops_where_the_definition_does(options, graph):
     options = options.model_copy(update={"dropout": 0.3})

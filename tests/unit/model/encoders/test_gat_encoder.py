@@ -61,7 +61,7 @@ def learning(module: nn.Module) -> list[Tensor]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(graph=graph_inputs, options=gats)
 def test_equals_the_formula_and_pyg_with_every_option(graph, options):
     ours = encoder(graph, options)
@@ -137,7 +137,7 @@ def downstream(graph: GraphInput, node: int, steps: int) -> set[int]:
     return reached
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), version=st.sampled_from([1, 2]), number=st.integers(0, 1), data=st.data())
 def test_an_edge_changes_its_target_and_nothing_but_what_is_downstream(seed, version, number, data):
     graph = graph_input(10, 12, 2, seed)
@@ -188,7 +188,7 @@ def permuted(graph: GraphInput, order: np.ndarray) -> GraphInput:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graph=graph_inputs, options=gats, seed=st.integers(0, 10**6))
 def test_renaming_the_nodes_renames_the_embeddings(graph, options, seed):
     order = np.random.default_rng(seed).permutation(graph.num_nodes)
@@ -198,7 +198,7 @@ def test_renaming_the_nodes_renames_the_embeddings(graph, options, seed):
     torch.testing.assert_close(other()[order], one(), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), options=gats, order=st.permutations(range(3)))
 def test_renaming_the_graphs_with_their_parameters_changes_nothing(seed, options, order):
     graph = graph_input(8, 20, 3, seed)

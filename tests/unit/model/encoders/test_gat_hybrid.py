@@ -46,7 +46,7 @@ def weighed(view_KPHN: Tensor, query_HN: Tensor) -> Tensor:
     return torch.einsum("kph,kphn->phn", power_KPH / power_KPH.sum(0), view_KPHN).mean(1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     graph=graph_inputs,
     combine_graphs=st.sampled_from(["attention", "concat"]),

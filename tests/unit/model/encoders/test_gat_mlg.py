@@ -75,7 +75,7 @@ def oracle(built: nn.Module, options: config.GatMlg, graph: GraphInput, *, coupl
     return layer_norm(part(own, "norm."), mixed_PD)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     graph=graph_inputs,
     last=st.booleans(),

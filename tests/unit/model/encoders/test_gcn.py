@@ -64,7 +64,7 @@ def whole(built: nn.Module, options: config.Gcn, layer: Callable[[State, Tensor]
     return functional.leaky_relu(linear(state, "last.", rounds(state, "stack.", options, x_PN, layer)), 0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     graph=graph_inputs,
     self_loops=st.booleans(),

@@ -28,7 +28,7 @@ def oracle(built: nn.Module, options: config.HybridBmp, graph: GraphInput) -> Te
     return hidden_PN @ state["last.weight"].T + state["last.bias"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graph=graph_inputs, self_loops=st.booleans(), average=st.booleans())
 def test_equals_products_over_all_pairs(graph, self_loops, average):
     options = OPTIONS.model_copy(update={"self_loops": self_loops, "average": average})
