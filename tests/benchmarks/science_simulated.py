@@ -264,7 +264,7 @@ def text(values: list[float]) -> str:
 def main() -> None:
     """Run scenarios and seeds, print a table each, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs, two variants")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -272,6 +272,8 @@ def main() -> None:
     cases, details = [], {}
     for name in options.only:
         scenario, results = SCENARIOS[name], []
+        if options.quick:
+            scenario = scenario._replace(variants=scenario.variants[:2])
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder:
                 results.append(run_seed(scenario, Path(folder), seed, epochs))
