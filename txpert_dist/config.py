@@ -139,20 +139,6 @@ class GraphLayers(Section):
     positional: Positional = "none"
     """Positional encodings that the snapshot holds, mapped linearly and added to the node features."""
 
-    @property
-    def layer_width(self) -> int:
-        """Values a node that a layer puts out."""
-        return self.hidden
-
-    @model_validator(mode="after")
-    def _skip_fits(self) -> "GraphLayers":
-        if self.skip == "sum" and self.layer_width % self.node_features:
-            raise ValueError(
-                f"skip=sum repeats the node_features={self.node_features} inputs to fill a layer of "
-                f"{self.layer_width}, which is no multiple; choose another width, or skip=sum_learned"
-            )
-        return self
-
 
 class Attention(GraphLayers):
     """What encoders made of graph attention have in common."""
@@ -166,10 +152,15 @@ class Attention(GraphLayers):
     attention_dropout: Probability = 0.0
     """Dropout on the attention weights, the same on all workers."""
 
-    @property
-    def layer_width(self) -> int:
-        """Values a node that a layer puts out: all heads, or their mean."""
-        return self.hidden * (self.heads if self.combine_heads == "concat" else 1)
+    @model_validator(mode="after")
+    def _skip_fits(self) -> "Attention":
+        width = self.hidden * (self.heads if self.combine_heads == "concat" else 1)
+        if self.skip == "sum" and width % self.node_features:
+            raise ValueError(
+                f"skip=sum repeats the node_features={self.node_features} inputs to fill a layer of {width}, "
+                "which is no multiple; choose another width, or skip=sum_learned"
+            )
+        return self
 
 
 class Gat(Attention):
@@ -204,6 +195,15 @@ class Gcn(GraphLayers):
 
     kind: Literal["gcn"] = "gcn"
     """Chooses this variant."""
+
+    @model_validator(mode="after")
+    def _skip_fits(self) -> "Gcn":
+        if self.skip == "sum" and self.hidden % self.node_features:
+            raise ValueError(
+                f"skip=sum repeats the node_features={self.node_features} inputs to fill a layer of "
+                f"{self.hidden}, which is no multiple; choose another width, or skip=sum_learned"
+            )
+        return self
 
 
 class Transformer(Section):

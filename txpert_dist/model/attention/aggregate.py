@@ -97,9 +97,10 @@ class _WeightedSum(torch.autograd.Function):
         dweight_EH = _dot_ends(d_PHN, x_PHN, edges) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return dweight_EH, None, None
-        order = edges.source_order
+        source, order = edges.source.sort(stable=True)
+        indptr = torch.searchsorted(source, torch.arange(len(x_PHN) + 1, device=source.device))
         weight_EH, target = weight_EH.index_select(0, order), edges.target.index_select(0, order)
-        return dweight_EH, sum_rows(weight_EH, d_PHN, target, edges.source_indptr), None
+        return dweight_EH, sum_rows(weight_EH, d_PHN, target, indptr), None
 
 
 class _EdgeSoftmax(torch.autograd.Function):

@@ -37,10 +37,6 @@ class EdgeTable(NamedTuple):
     """(E,) int64 node that each edge enters, ascending."""
     host_indptr: NDArray[np.int64]
     """``indptr`` on the host, for cutting the work without asking the device."""
-    source_order: Tensor
-    """(E,) int64: the edges by source, and there by target."""
-    source_indptr: Tensor
-    """(P + 1,) int64: where each source's edges begin in that order."""
 
 
 class Edges(nn.Module):
@@ -49,8 +45,6 @@ class Edges(nn.Module):
     indptr: Tensor
     source: Tensor
     target: Tensor
-    source_order: Tensor
-    source_indptr: Tensor
 
     def __init__(self, edges_2E: NDArray[np.int64], num_nodes: int) -> None:
         """``edges_2E`` are sorted by target."""
@@ -59,18 +53,11 @@ class Edges(nn.Module):
         self.register_buffer("indptr", torch.from_numpy(self.host_indptr.copy()), persistent=False)
         self.register_buffer("source", torch.from_numpy(edges_2E[0].astype(np.int64)), persistent=False)
         self.register_buffer("target", torch.from_numpy(edges_2E[1].astype(np.int64)), persistent=False)
-        order = np.argsort(edges_2E[0], kind="stable").astype(np.int64)
-        indptr = np.searchsorted(edges_2E[0][order], np.arange(num_nodes + 1)).astype(np.int64)
-        self.register_buffer("source_order", torch.from_numpy(order), persistent=False)
-        self.register_buffer("source_indptr", torch.from_numpy(indptr), persistent=False)
 
     @property
     def table(self) -> EdgeTable:
         """The table, on the module's device."""
-        return EdgeTable(
-            *(self.indptr, self.source, self.target, self.host_indptr),
-            *(self.source_order, self.source_indptr),
-        )
+        return EdgeTable(self.indptr, self.source, self.target, self.host_indptr)
 
 
 def union_edges(

@@ -46,7 +46,7 @@ class AttentionLayer(nn.Module):
         self.average = options.combine_heads == "mean"
         self.dropout = options.attention_dropout
         self.site = next(sites) if self.dropout else 0
-        self.width = options.layer_width
+        self.width = options.hidden * (1 if self.average else options.heads)
         """Of the output."""
         self.bias = nn.Parameter(torch.zeros(self.width))
 
