@@ -17,7 +17,9 @@ from tests.benchmarks.record import Case, write
 from tests.benchmarks.science_simulated import ENCODERS
 from tests.benchmarks.training import METRICS, Job, Result, Tree, merged, train_all
 from tests.journey import txpert
-from tests.real_screens import GRAPHS, NORMAN, PAPALEXI, RealScreen, missing, write_recipe
+from tests.real_screens import NORMAN, PAPALEXI, RealScreen, missing, write_nearby_recipe
+from txpert_dist.model.vocabulary import split_name
+from txpert_dist.store.cells import open_store
 
 SEEDS = (0, 1, 2)
 CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "small_screen.yaml"
@@ -26,7 +28,9 @@ CONFIG = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "small_scree
 def run_seed(screen: RealScreen, folder: Path, seed: int, epochs: int) -> dict[str, Result]:
     """Every encoder's result on one split, each with the seed's initial weights."""
     txpert("ingest", screen.file, "--store", folder / "screen.zarr", *screen.ingest, "--split-seed", seed)
-    txpert("graph", "build", write_recipe(folder, GRAPHS), "--out", folder / "graphs")
+    names = open_store(folder / "screen.zarr").perturbations
+    recipe = write_nearby_recipe(folder, {gene for name in names for gene in split_name(name)})
+    txpert("graph", "build", recipe, "--out", folder / "graphs")
     place: Tree = {
         "seed": seed,
         "output": str(folder / "runs"),
