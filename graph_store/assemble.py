@@ -18,7 +18,6 @@ from graph_store.positional import encode
 from graph_store.record import GraphReport, InputFile, NodesReport
 from graph_store.snapshot import Draft, UnmatchedName
 from graph_store.sources.nodes import NodeNames
-from graph_store.sources.source import SourceGraph
 from graph_store.sparsify import Edges
 
 Progress = Callable[[str, int, int], None]
@@ -31,10 +30,15 @@ NODE_LIST = "(nodes)"
 class Kept(NamedTuple):
     """One source after its edges were selected."""
 
-    source: SourceGraph
+    genes: tuple[str, ...]
+    """Sorted names of every gene of the source."""
+    resolution: Resolution
+    """Of the source's names."""
     edges: Edges
-    """Over the source's genes."""
+    """Over ``genes``."""
     report: GraphReport
+    origin: dict[str, str] | None = None
+    """Where a screen's profiles come from, when they were read from a cell store."""
 
 
 class NodeList(NamedTuple):
@@ -54,8 +58,8 @@ def assemble(
     progress: Progress,
 ) -> Draft:
     """All parts of the snapshot. Raises ``GraphError`` when the expander or an encoding cannot be made."""
-    in_graphs = {part.source.genes[node] for part in kept for node in np.unique(part.edges.edges_2E)}
-    resolutions = [(part.report.name, part.source.resolution) for part in kept]
+    in_graphs = {part.genes[node] for part in kept for node in np.unique(part.edges.edges_2E)}
+    resolutions = [(part.report.name, part.resolution) for part in kept]
     report = None
     if nodes is not None:
         _refuse_missing_header(config, nodes.listed, in_graphs)
@@ -75,6 +79,7 @@ def assemble(
         nodes=report,
         expander=draw_expander(len(genes), config.expander.cycles, seed=seed),
         positional=_encodings(config, graphs, len(genes), progress),
+        screens={part.report.name: part.origin for part in kept if part.origin is not None},
     )
 
 
@@ -84,7 +89,7 @@ def _graphs(kept: list[Kept], genes: tuple[str, ...]) -> tuple[KnowledgeGraph, .
         # Both vocabularies are sorted by name, so the order of the edges stays right.
         KnowledgeGraph(
             part.report.name,
-            _renumbering(part.source.genes, position)[part.edges.edges_2E],
+            _renumbering(part.genes, position)[part.edges.edges_2E],
             part.edges.weight_E,
         )
         for part in kept

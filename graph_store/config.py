@@ -8,81 +8,41 @@ snapshot id.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
 
 from graph_store.explain import explain, read_yaml
 from graph_store.graph import GraphError
+from graph_store.source_config import (
+    CombinedSource,
+    EdgesSource,
+    EmbeddingSource,
+    Name,
+    PerturbSeqSource,
+    Section,
+    Share,
+    Source,
+)
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Width = Annotated[int, Field(ge=0, le=256)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 MAX_SEED = 2**63 - 1
 MAX_CYCLES = 64
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class Section(BaseModel):
-    """A part of the tree: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
-
-
 class AliasTable(Section):
-    """A table of gene names: each row another (or the same) name of an approved symbol."""
+    """A table of gene names: each row other (or the same) names or ids of an approved symbol."""
 
     path: Path
-    alias: str = "Symbol"
-    """Column of previous symbols and aliases (approved symbols may stand here too)."""
+    alias: tuple[str, ...] | str = "Symbol"
+    """Column, or columns, of previous symbols, aliases and ids (approved symbols may stand here too)."""
     approved: str = "Approved.Symbol"
     """Column of approved symbols."""
-
-
-class Columns(Section):
-    """Column names of an edge list; the usual names are recognised when left out."""
-
-    source: str | None = None
-    target: str | None = None
-    weight: str | None = None
-
-    @model_validator(mode="after")
-    def _both_ends(self) -> "Columns":
-        if (self.source is None) != (self.target is None):
-            raise ValueError("source and target columns must be named together, or neither")
-        return self
-
-
-class EdgesSource(Section):
-    """An edge list: csv, tsv, txt (each also .gz) or parquet."""
-
-    kind: Literal["edges"] = "edges"
-    path: Path
-    columns: Columns = Columns()
-    directed: bool = False
-    """Edges run from source to target; otherwise a row and its reverse are the same pair."""
-    signed: bool = False
-    """Weights may be negative (correlations of a screen); everything then goes by the absolute weight."""
-    minimum_weight: NonNegativeFloat | None = None
-    """Rows of smaller absolute weight are dropped."""
-
-
-class GmtSource(Section):
-    """Gene sets (GMT): genes are joined by the Jaccard index of the sets they are in."""
-
-    kind: Literal["gmt"] = "gmt"
-    path: Path
-    jaccard_above: Probability = 0.1
-    """Pairs with a Jaccard index above this become edges."""
+    separator: str | None = None
+    """What stands between several names in one field, as ``|`` in HGNC's complete set."""
+    version: str | None = None
+    """Version of the table, for the record."""
+    licence: str | None = None
+    """Licence of the table, for the record."""
 
 
 class TopInEdges(Section):
@@ -109,8 +69,15 @@ def _keep_none(value: object) -> object:
     return {"kind": "none"} if value == "none" else value
 
 
-Source = Annotated[EdgesSource | GmtSource, Field(discriminator="kind")]
 Keep = Annotated[TopInEdges | TopPercent | KeepAll, Field(discriminator="kind"), BeforeValidator(_keep_none)]
+
+
+_KEEP_BY_KIND = {
+    "embedding": {"kind": "top_percent"},
+    "perturb_seq": {"kind": "top_percent"},
+    "combined": {"kind": "none"},
+}
+"""What is kept of sources that differ from edge lists when the recipe does not say."""
 
 
 class GraphSpec(Section):
@@ -119,14 +86,36 @@ class GraphSpec(Section):
     name: Name
     source: Source
     keep: Keep = TopInEdges()
+    """When left out: for screens the strongest 1 % of all pairs, for combined graphs everything, otherwise at
+    most 20 incoming edges a target."""
     both_directions: bool = False
     """Keep an undirected pair as two edges, not as one of arbitrary (seeded) direction."""
-    rewire: bool = False
-    """Rewire all edges at random, keeping in- and out-degrees: the control of the robustness benchmark."""
+    downsample: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the kept edges that stay, chosen at random (for robustness studies)."""
+    rewire: Share = 0.0
+    """Share of the edges that are rewired at random, keeping in- and out-degrees (``true``: all of them)."""
     version: str | None = None
     """Version of the source, for the record."""
     licence: str | None = None
     """Licence of the source, for the record."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_by_source(cls, given: Any) -> Any:
+        """Fill in ``keep``, so that the recipe of a snapshot states it."""
+        source = given.get("source") if isinstance(given, dict) else None
+        kind = source.get("kind") if isinstance(source, dict) else None
+        if not isinstance(given, dict) or "keep" in given or kind not in _KEEP_BY_KIND:
+            return given
+        return {**given, "keep": _KEEP_BY_KIND[kind]}
+
+    @model_validator(mode="after")
+    def _screens_keep_a_share(self) -> "GraphSpec":
+        if isinstance(self.source, EmbeddingSource | PerturbSeqSource) and not isinstance(
+            self.keep, TopPercent
+        ):
+            raise ValueError(f"keep: a {self.source.kind} source has every pair; keep a top_percent of them")
+        return self
 
     @model_validator(mode="after")
     def _directions(self) -> "GraphSpec":
@@ -162,6 +151,8 @@ class GraphConfig(Section):
     """Decides the direction of undirected pairs, the rewiring and the expander."""
     aliases: AliasTable | None = None
     """Table that brings gene names to their approved symbols; names stay as they are without one."""
+    more_aliases: tuple[AliasTable, ...] = ()
+    """Further tables, read as if they were one with ``aliases`` (ids in a table of their own)."""
     nodes: Path | None = None
     """Genes that are nodes even when no graph has an edge for them: a text file with one name a line, or the
     first column of a csv, tsv or parquet table."""
@@ -179,13 +170,29 @@ class GraphConfig(Section):
             seen.add(graph.name.casefold())
         return self
 
+    @model_validator(mode="after")
+    def _combined_come_after(self) -> "GraphConfig":
+        before: list[str] = []
+        for graph in self.graphs:
+            if isinstance(graph.source, CombinedSource):
+                for name in graph.source.of:
+                    if name not in before or graph.source.of.count(name) > 1:
+                        raise ValueError(
+                            f"graphs: {graph.name} combines {name}; name each graph once, and graphs that "
+                            f"stand before it ({', '.join(before) or 'there is none'})"
+                        )
+            before.append(graph.name)
+        return self
+
 
 def recipe(config: GraphConfig) -> dict[str, Any]:
     """Everything that decides the snapshot, as plain JSON values; of paths only whether there is one."""
-    plan = config.model_dump(
-        mode="json", exclude={"aliases": {"path"}, "graphs": {"__all__": {"source": {"path"}}}, "nodes": True}
-    )
-    return plan | {"nodes": config.nodes is not None}
+    return {key: _plan(value) for key, value in config} | {"nodes": config.nodes is not None}
+
+
+def files(section: Section) -> dict[str, Path]:
+    """The files (and stores) that a section names, by key, in the order of the keys."""
+    return {key: value for key, value in section if isinstance(value, Path)}
 
 
 def load(path: Path) -> GraphConfig:
@@ -203,11 +210,21 @@ def load(path: Path) -> GraphConfig:
     return _resolved(config, path.absolute().parent)
 
 
-def _resolved(config: GraphConfig, folder: Path) -> GraphConfig:
-    def absolute(section: Any) -> Any:
-        return section.model_copy(update={"path": folder / section.path.expanduser()})
+def _plan(value: Any) -> Any:
+    if isinstance(value, Section):
+        return {key: _plan(item) for key, item in value if key not in ("path", "store")}
+    if isinstance(value, tuple):
+        return [_plan(item) for item in value]
+    return True if isinstance(value, Path) else value
 
-    graphs = tuple(spec.model_copy(update={"source": absolute(spec.source)}) for spec in config.graphs)
-    aliases = absolute(config.aliases) if config.aliases is not None else None
-    nodes = folder / config.nodes.expanduser() if config.nodes is not None else None
-    return config.model_copy(update={"aliases": aliases, "graphs": graphs, "nodes": nodes})
+
+def _resolved(config: GraphConfig, folder: Path) -> GraphConfig:
+    return config.model_copy(update={key: _absolute(value, folder) for key, value in config})
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, Section):
+        return value.model_copy(update={key: _absolute(item, folder) for key, item in value})
+    if isinstance(value, tuple):
+        return tuple(_absolute(item, folder) for item in value)
+    return folder / value.expanduser() if isinstance(value, Path) else value

@@ -50,6 +50,43 @@ class PositionalEncoding(NamedTuple):
     """(P, N) probabilities of a random walk's return after 1 to N steps, or N Laplacian eigenvectors."""
 
 
+COUPLING = -1
+"""The layer of a coupling edge, which belongs to none."""
+
+
+class Supra(NamedTuple):
+    """K graphs as one (supra-adjacency): a copy of every gene in each layer, node ``layer * P + gene``."""
+
+    edges_2M: NDArray[np.int32]
+    """(2, M) row 0 the source, row 1 the target; sorted by target, then source."""
+    layer_M: NDArray[np.int32]
+    """(M,) position of the graph that has the edge; ``COUPLING`` between two copies of a gene."""
+    weight_M: NDArray[np.float32]
+    """(M,) the graph's own weight; 1 for couplings."""
+    num_layers: int
+    num_genes: int
+
+
+class GraphIndex(NamedTuple):
+    """One graph as kernels read it; all of it follows from the graph's edges."""
+
+    graph: str
+    """Name of the knowledge graph."""
+    indptr_P1: NDArray[np.int32]
+    """(P + 1,) where each target's edges begin."""
+    source_indptr_P1: NDArray[np.int32]
+    """(P + 1,) where each source's edges begin in ``by_source_E``."""
+    by_source_E: NDArray[np.int32]
+    """(E,) edge numbers, sorted by source, then target."""
+    neighbour_VW: NDArray[np.int32]
+    """(V, W) sources of each virtual row's edges, in their order; -1 in slots that are free. A target with
+    more than W edges has several rows, one without edges has none."""
+    row_of_V: NDArray[np.int32]
+    """(V,) target of each virtual row, ascending."""
+    edge_V: NDArray[np.int32]
+    """(V,) number of the edge in the first slot; the edge in slot w is ``edge_V + w``."""
+
+
 class Snapshot(NamedTuple):
     """An immutable, materialised set of knowledge graphs, named by the hash of its inputs and recipe."""
 
@@ -62,6 +99,10 @@ class Snapshot(NamedTuple):
     expander: Expander = NO_EXPANDER
     positional: tuple[PositionalEncoding, ...] = ()
     """Of each graph, the kinds that the recipe asks for."""
+    supra: Supra | None = None
+    """All graphs as one; None in a snapshot that was not read from files."""
+    indices: tuple[GraphIndex, ...] = ()
+    """One a graph; none in a snapshot that was not read from files."""
 
 
 def check_graph(graph: KnowledgeGraph, num_genes: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from graph_store.graph import GraphError
 
 FILE_NAME = "snapshot.json"
-LAYOUT = 2
+LAYOUT = 3
 """Version of the files of a snapshot, and of the rules from recipe to arrays; another one is refused."""
 
 
@@ -38,9 +38,11 @@ class InputFile(_Part):
     """A file the snapshot was built from; its folder is nobody's business."""
 
     role: str
-    """``aliases``, ``nodes`` or ``graph NAME``."""
+    """``aliases`` (the next tables: ``aliases 2`` ...), ``nodes``, ``graph NAME``, and ``graph NAME KEY`` for
+    what a source reads beside its main file."""
     name: str
     sha256: str
+    """Of a cell store: that of its manifest, which lists the hashes of its files."""
     size: int
 
 
@@ -60,6 +62,7 @@ class GraphReport(_Part):
     not_kept: int
     """Of those (twice as many with both_directions) what the filter left out."""
     edges: int
+    """What is in the snapshot: without what ``not_kept`` and downsampling (in ``details``) left out."""
     genes: int
     """Genes of the source."""
     nodes: int
@@ -70,6 +73,8 @@ class GraphReport(_Part):
     """Names that mean several genes, left as they are."""
     unmatched: int
     """Names that the gene table does not know, left as they are."""
+    details: dict[str, int] = {}
+    """What else was counted for this kind of source, by a few plain words."""
 
 
 class NodesReport(_Part):
@@ -128,6 +133,8 @@ class Record(_Part):
     graphs: list[GraphReport]
     expander: ExpanderReport
     positional: list[PositionalReport]
+    screens: dict[str, dict[str, str]] = {}
+    """Graph -> where its screen's profiles come from, for graphs made from a cell store."""
     files: dict[str, FileHash]
 
 

@@ -9,6 +9,9 @@ The numbers of positional encodings follow from the edges but for their last dig
 machines and library versions. They enter the id by graph, kind and width only; as files they are hashed like
 the others, so a snapshot that is copied keeps its very numbers.
 
+What follows from the edges alone (the supra-adjacency, the indices for kernels) is made here, once, and does
+not enter the id either.
+
 Beside the Arrow files (see ``graph_store.tables``) lie ``unmatched.csv`` for people and ``snapshot.json``.
 """
 
@@ -16,19 +19,21 @@ import csv
 import hashlib
 import io
 import os
-import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graph_store.arrow_files import verified_bytes
+from graph_store.building import building
 from graph_store.expander import NOT_DRAWN, DrawnExpander, check_expander
 from graph_store.graph import GraphError, KnowledgeGraph, PositionalEncoding, Snapshot, check_graph
 from graph_store.hashing import canonical_json
+from graph_store.index import check_index, index_graph
 from graph_store.positional import check_positional
 from graph_store.record import (
     FILE_NAME,
@@ -43,6 +48,7 @@ from graph_store.record import (
     read_record,
     to_text,
 )
+from graph_store.supra import check_supra, supra_adjacency
 from graph_store.tables import file_names, from_files, to_files
 
 UNMATCHED = "unmatched.csv"
@@ -73,15 +79,20 @@ class Draft(NamedTuple):
     """What became of the list of further nodes, when there is one."""
     expander: DrawnExpander = NOT_DRAWN
     positional: tuple[PositionalEncoding, ...] = ()
+    screens: Mapping[str, dict[str, str]] = MappingProxyType({})
+    """Graph -> where its screen's profiles come from, for graphs made from a cell store."""
 
 
-def snapshot_id(recipe: dict[str, Any], content: Snapshot) -> str:
+def snapshot_id(
+    recipe: dict[str, Any], content: Snapshot, screens: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> str:
     """32 hex digits: the hash of layout, recipe, names and the arrays that are the same on every machine.
 
-    The id that ``content`` has already does not matter.
+    Of ``screens`` count split and cell lines: two splits may lead to the same edges, and training must tell
+    them apart. The id that ``content`` has already does not matter.
     """
     expander = content.expander
-    hashed = {
+    hashed: dict[str, Any] = {
         "layout": LAYOUT,
         "recipe": recipe,
         "genes": list(content.genes),
@@ -97,6 +108,10 @@ def snapshot_id(recipe: dict[str, Any], content: Snapshot) -> str:
         ],
         "positional": [[part.graph, part.kind, part.value_PN.shape[1]] for part in content.positional],
     }
+    if screens:
+        hashed["screens"] = {
+            graph: [origin.get(key) for key in ("split", "cell_lines")] for graph, origin in screens.items()
+        }
     return hashlib.sha256(canonical_json(hashed).encode()).hexdigest()[:32]
 
 
@@ -109,22 +124,23 @@ def write(out: Path, draft: Draft) -> Path:
         "", draft.genes, draft.graphs, draft.aliases, draft.expander.expander, draft.positional
     )
     _check(content)
-    identity = snapshot_id(draft.recipe, content)
+    identity = snapshot_id(draft.recipe, content, draft.screens)
     final = out / identity
     if _is_whole(final):
         return final
-    building = out / f".building-{identity}-{secrets.token_hex(4)}"
+    content = content._replace(
+        id=identity,
+        supra=supra_adjacency(content.graphs, len(content.genes)),
+        indices=tuple(index_graph(graph, len(content.genes)) for graph in content.graphs),
+    )
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        building.mkdir()
-        _fill(building, draft, content._replace(id=identity))
-        _publish(building, final)
+        with building(final) as folder:
+            _fill(folder, draft, content)
+            _publish(folder, final)
     except OSError as error:
         raise GraphError(
             f"{out}: snapshot cannot be written ({error.strerror}); check space, rights"
         ) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return final
 
 
@@ -136,7 +152,7 @@ def read(folder: Path) -> Snapshot:
         raise GraphError(f"{folder / FILE_NAME}: does not belong to this folder; build the snapshot again")
     content = {name: verified_bytes(folder / name, record.files[name]) for name in sorted(expected)}
     snapshot = from_files(content, record)
-    if snapshot_id(record.recipe, snapshot) != record.id:
+    if snapshot_id(record.recipe, snapshot, record.screens) != record.id:
         raise GraphError(f"{folder}: content does not hash to its id; build the snapshot again")
     _check(snapshot)
     return snapshot
@@ -148,6 +164,10 @@ def _check(content: Snapshot) -> None:
     check_expander(content.expander, len(content.genes))
     for encoding in content.positional:
         check_positional(encoding, len(content.genes))
+    if content.supra is not None:
+        check_supra(content.supra, content.graphs, len(content.genes))
+    for index, graph in zip(content.indices, content.graphs, strict=False):
+        check_index(index, graph, len(content.genes))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -193,6 +213,7 @@ def _record(draft: Draft, content: Snapshot, files: dict[str, bytes]) -> Record:
             PositionalReport(graph=part.graph, kind=part.kind, width=part.value_PN.shape[1])
             for part in draft.positional
         ],
+        screens=dict(draft.screens),
         files={
             name: FileHash(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
             for name, data in files.items()
@@ -200,19 +221,23 @@ def _record(draft: Draft, content: Snapshot, files: dict[str, bytes]) -> Record:
     )
 
 
-def _publish(building: Path, final: Path) -> None:
+def _publish(built: Path, final: Path) -> None:
     """Move the finished folder into place; a damaged one there goes, a whole one (a faster build) stays."""
     if final.exists() and not _is_whole(final):
         shutil.rmtree(final)
     try:
-        building.rename(final)
+        built.rename(final)
     except OSError:
         if not _is_whole(final):
             raise
 
 
 def _digest(array: NDArray[Any], kind: str) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array, dtype=kind).tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    # Row by row, since the rows of a mapped matrix do not touch and would be copied.
+    for row in np.atleast_2d(array):
+        digest.update(np.ascontiguousarray(row, dtype=kind).data)
+    return digest.hexdigest()
 
 
 def _unmatched_text(unmatched: Sequence[UnmatchedName]) -> str:

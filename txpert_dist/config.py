@@ -53,19 +53,35 @@ class Data(Section):
     """Also learn to reconstruct control cells, as the methods do."""
     held_out_cell_lines: tuple[str, ...] = ()
     """Cell lines whose perturbed cells are neither trained nor validated on; their controls are."""
+    sampling: Literal["cells", "perturbations", "weights"] = "cells"
+    """Every cell once an epoch, every perturbation equally often, or cells by the numbers of weight_key."""
+    weight_key: str | None = None
+    """Numeric column of the store's obs: how often each cell is drawn, in proportion."""
     chunk: PositiveInt = 256
     """Consecutive cells that one read fetches."""
     window: PositiveInt = 64
     """Chunks whose cells are shuffled together."""
+    reading_threads: PositiveInt = 2
+    """Threads of a worker that read and decode the next window; what they deliver does not depend on it."""
+
+    @model_validator(mode="after")
+    def _weights_are_named(self) -> "Data":
+        if self.sampling == "weights" and self.weight_key is None:
+            raise ValueError("sampling=weights needs weight_key, the column of obs that holds the weights")
+        if self.sampling != "weights" and self.weight_key is not None:
+            raise ValueError(f"weight_key is used with sampling=weights only, not {self.sampling}; remove it")
+        return self
 
 
 class Graph(Section):
     """Which knowledge-graph snapshot the perturbation encoder sees."""
 
     location: str
-    """Folder of snapshots that `txpert graph build` wrote."""
+    """Folder of snapshots that `txpert graph build` wrote, or grpc://HOST:PORT (grpc+tls://) of a service."""
     snapshot: str | None = None
-    """Snapshot id; may be left out when the folder holds exactly one."""
+    """Snapshot id; may be left out when the location holds exactly one."""
+    tls_roots: Path | None = None
+    """PEM file of who signed the service's certificate; the system's authorities when left out."""
     use: tuple[str, ...] | None = None
     """Names of the knowledge graphs to use; all of the snapshot's when left out."""
 
@@ -396,6 +412,10 @@ class Cluster(Section):
     """One GPU for each worker."""
     zero_stage: Literal[0, 1, 2] = 1
     """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well."""
+    graph_service: bool = False
+    """Serve the graphs inside the Ray cluster, once a node: for run folders on slow storage."""
+    graph_cache: Path | None = None
+    """Folder on each node for these graphs; txpert-graphs-USER in the temporary folder when left out."""
     max_failures: NonNegativeInt = 1
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
 

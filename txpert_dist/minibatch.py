@@ -22,8 +22,8 @@ class SparseRows(NamedTuple):
 
     indptr: NDArray[np.int64]
     """(B + 1,) where each cell's entries begin."""
-    gene: NDArray[np.int32]
-    """(entries,) gene number of each entry, ascending within a cell."""
+    gene: NDArray[np.integer]
+    """(entries,) gene number of each entry, ascending within a cell: uint16 where that suffices, or int32."""
     value: NDArray[np.generic]
     """(entries,) unsigned integer counts, or float32 when the store's input scale is not counts."""
     library_size: NDArray[np.float32]

@@ -7,6 +7,7 @@ at. Invariant: text is never interpreted on the way (the gene NAN stays NAN), an
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def open_table(path: Path) -> Table:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             header = stream.readline(BLOCK_BYTES).decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from None
     if not header.strip():
         raise GraphError(f"{path}: is empty, or its first line is; the first line must name the columns")

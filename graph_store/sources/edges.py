@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_store.config import EdgesSource
 from graph_store.genes import Aliases, resolve
 from graph_store.graph import GraphError
+from graph_store.source_config import EdgesSource
 from graph_store.sources.columns import Batch, Table, as_names, as_weights, batches, need, open_table
 from graph_store.sources.source import Counts, SourceGraph, sorted_genes
 from graph_store.sparsify import Edges, merge_duplicates, without_self_loops
@@ -21,11 +21,12 @@ ENDS = (
     ("source", "target"),
     ("regulator", "target"),
     ("gene1", "gene2"),
+    ("Gene1", "Gene2"),
     ("protein1", "protein2"),
     ("entity1", "entity2"),
 )
 """Recognised names of the two ends."""
-WEIGHTS = ("weight", "combined_score", "importance")
+WEIGHTS = ("weight", "combined_score", "importance", "Score")
 """Recognised names of the weight."""
 
 

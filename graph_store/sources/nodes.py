@@ -5,13 +5,13 @@ the names in file order, repeats included. Invariant: text is never interpreted 
 table has a header, a text file has none.
 """
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from graph_store.graph import GraphError
 from graph_store.sources.columns import PARQUET_SUFFIXES, as_names, batches, need, open_table
+from graph_store.sources.lines import inner_suffix, lines
 
 TABLE_SUFFIXES = (".csv", ".tsv", *PARQUET_SUFFIXES)
 SEPARATORS = "\t,;"
@@ -27,15 +27,10 @@ class NodeNames(NamedTuple):
 
 def read_node_names(path: Path) -> NodeNames:
     """Read the list; ``GraphError`` names file and row of what cannot be used."""
-    found = _table(path) if _suffix(path) in TABLE_SUFFIXES else NodeNames(tuple(_lines(path)), None)
+    found = _table(path) if inner_suffix(path) in TABLE_SUFFIXES else NodeNames(tuple(_lines(path)), None)
     if not found.names:
         raise GraphError(f"{path}: holds no gene name; leave out nodes: or list one gene a line")
     return found
-
-
-def _suffix(path: Path) -> str:
-    """The ending of the name, without ``.gz``."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _table(path: Path) -> NodeNames:
@@ -52,20 +47,11 @@ def _table(path: Path) -> NodeNames:
 
 def _lines(path: Path) -> Iterator[str]:
     """The names of a text file; blank lines are passed over."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                name = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if any(mark in name for mark in SEPARATORS):
-                    raise GraphError(
-                        f"{path} line {number}: holds more than a gene name; list one gene a line, or name "
-                        "the file .csv or .tsv when it is a table with a header"
-                    )
-                if name:
-                    yield name
-    except FileNotFoundError:
-        raise GraphError(f"{path}: no such file; check the path in the graph configuration") from None
-    except (OSError, EOFError) as error:
-        raise GraphError(f"{path}: cannot be read ({error}); check that the file is whole") from None
-    except UnicodeDecodeError as error:
-        raise GraphError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    for number, line in lines(path):
+        name = line.strip()
+        if any(mark in name for mark in SEPARATORS):
+            raise GraphError(
+                f"{path} line {number}: holds more than a gene name; list one gene a line, or name "
+                "the file .csv or .tsv when it is a table with a header"
+            )
+        yield name

@@ -2,9 +2,11 @@
 
 Enters: codes into raw names. Leaves: pairs over sorted, resolved gene names. Invariant: rows are accounted
 for: rows = self loops + below the minimum + duplicates + pairs (for gene sets: memberships = duplicates +
-kept ones).
+kept ones). What else there is to say about a kind of source stands under ``details``.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +37,10 @@ class SourceGraph(NamedTuple):
     """Over ``genes``; undirected ones with first < second; sorted by (source, target)."""
     counts: Counts
     resolution: Resolution
+    details: Mapping[str, int] = MappingProxyType({})
+    """What else the reader counted, by a few plain words: {"negated annotations": 412}."""
+    num_candidates: int | None = None
+    """Pairs that the reader chose ``pairs`` from, when it selects the strongest itself; None: it did not."""
 
 
 def sorted_genes(names: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int32]]:

@@ -47,7 +47,7 @@ def test_every_command_of_the_readme_parses(command: str) -> None:
 
 def test_the_recipe_of_the_readme_is_one() -> None:
     recipes = [block for language, block in BLOCKS if language == "yaml" and "graphs:" in block]
-    assert [len(GraphConfig.model_validate(yaml.safe_load(block)).graphs) for block in recipes] == [2]
+    assert [len(GraphConfig.model_validate(yaml.safe_load(block)).graphs) for block in recipes] == [5]
 
 
 def test_the_run_of_the_readme_loads(tmp_path: Path) -> None:

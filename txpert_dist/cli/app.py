@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from graph_store.graph import GraphError
 from txpert_dist import __version__
-from txpert_dist.cli import data, doctor, embed, graph, run, serving
+from txpert_dist.cli import data, doctor, embed, embeddings, fetch, graph, graph_service, run, serving, stores
 from txpert_dist.cli.screen import console, output, print_error, table
 from txpert_dist.config_file import describe, dump, load
 from txpert_dist.errors import ConfigError, TrainingError, TxPertError
@@ -32,12 +32,21 @@ app = typer.Typer(
 
 The journey, one verb each: **ingest** a Perturb-seq h5ad into a cell store, **graph build** knowledge graphs
 into a snapshot, **train** from a run configuration, **evaluate** beside baselines and reproducibility,
-**register** the model in MLflow, **predict** perturbations nobody measured. No data yet? **simulate**.""",
+**register** the model in MLflow, **predict** perturbations nobody measured. No data yet? **fetch** or
+**simulate**.""",
 )
 app.command()(data.simulate)
+app.command()(fetch.fetch)
 app.command()(data.ingest)
+data.store.command()(stores.export)
+data.store.command()(stores.split)
+data.store.command()(stores.mirror)
 app.add_typer(data.store, name="store")
 app.add_typer(embed.embed, name="embed")
+graph.graph.command()(graph_service.serve)
+graph.graph.command("list")(graph_service.list_)
+graph.graph.command()(graph_service.fetch)
+graph.graph.add_typer(embeddings.embeddings, name="embeddings")
 app.add_typer(graph.graph, name="graph")
 app.command()(run.train)
 app.command()(run.evaluate)
@@ -95,6 +104,8 @@ def main() -> None:
     # MLflow's own log of database migrations and its file-by-file bars would hide ours.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Handshakes that fail are told in our words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except TrainingError as error:

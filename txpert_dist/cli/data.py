@@ -1,11 +1,14 @@
 """Verbs about cells: simulate, ingest, store info, store verify."""
 
+import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 
+from txpert_dist.cli.places import StorePlace
 from txpert_dist.cli.screen import output, progress, say, table
 
 if TYPE_CHECKING:
@@ -76,11 +79,12 @@ def simulate(
 
 def ingest(
     sources: Annotated[
-        list[Path], typer.Argument(help="h5ad files; one per cell line, say.", show_default=False)
+        list[Path],
+        typer.Argument(help="h5ad files, Zarr AnnData or 10x folders; one a line, say.", show_default=False),
     ],
     store: Annotated[Path, typer.Option(help="Cell store to write.", show_default=False)],
     preset: Annotated[
-        Literal["gears", "replogle", "scperturb"] | None,
+        Literal["gears", "txpert", "replogle", "scperturb", "state", "vcc", "xatlas", "10x"] | None,
         typer.Option(
             help="Column names of a family of files; each key can still be given.", show_default=False
         ),
@@ -88,6 +92,13 @@ def ingest(
     perturbation_key: Annotated[str | None, typer.Option(help="obs column of perturbations.")] = None,
     control_label: Annotated[
         str | None, typer.Option(help="Label of control cells; usual spellings are recognised.")
+    ] = None,
+    control_key: Annotated[
+        str | None, typer.Option(help="obs column, true or false, of which cells are controls.")
+    ] = None,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(help="csv or tsv that labels the barcodes of a 10x folder (repeatable)."),
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="obs column of the experimental batch.")] = None,
     cell_line_key: Annotated[str | None, typer.Option(help="obs column of the cell line.")] = None,
@@ -111,6 +122,10 @@ def ingest(
         Literal["intersection", "union"], typer.Option(help="Genes of several files.")
     ] = "intersection",
     select_genes: Annotated[int, typer.Option(help="Highly variable genes to train on; 0: all.")] = 5000,
+    hvg_flavour: Annotated[
+        Literal["seurat", "cell_ranger", "seurat_v3"],
+        typer.Option(help="How variability is measured; as scanpy's flavour of the name."),
+    ] = "seurat",
     select_on: Annotated[
         Literal["train", "all"], typer.Option(help="Cells that decide which genes vary.")
     ] = "train",
@@ -120,15 +135,33 @@ def ingest(
     ] = None,
     split_seed: Annotated[int, typer.Option(help="Decides train, validation and test.")] = 0,
     min_cells: Annotated[int, typer.Option(help="Leave out perturbations with fewer cells.")] = 1,
+    require_knockdown: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave out perturbations that lower a measured target by a smaller share, e.g. 0.3.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Literal["refuse", "drop"], typer.Option(help="What to do with cells without a perturbation label.")
+    ] = "refuse",
     empty_cells: Annotated[
         Literal["refuse", "drop"], typer.Option(help="What to do with cells without any count.")
     ] = "refuse",
+    row_order: Annotated[
+        Literal["split", "source"],
+        typer.Option(help="split: cells of a split together, shuffled; source: as in the files."),
+    ] = "split",
+    workers: Annotated[int, typer.Option(help="Processes; more than one need Ray.")] = 1,
+    memory_gib: Annotated[float, typer.Option(help="Memory that each process may take.")] = 2.0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn Perturb-seq h5ad files into a cell store: counts, control index, splits, selected genes.
+    """Turn Perturb-seq files (h5ad, Zarr, 10x) into a cell store: counts, controls, splits, genes.
 
     Streams the files in bounded memory. Labels are canonicalised (A+ctrl = ctrl+A = A, A+B = B+A) and what
-    became what is shown. The store opens in anndata: anndata.read_zarr("screen.zarr").
+    became what is shown. The cells of each split come together, shuffled; obs follows, and
+    uns/txpert/source_row has their places in the files. Killed, the same command goes on where it was. The
+    store opens in anndata: anndata.read_zarr("screen.zarr").
 
         txpert ingest replogle.h5ad --store k562.zarr --preset replogle --cell-line K562
     """
@@ -141,6 +174,8 @@ def ingest(
         preset=preset,
         perturbation_key=perturbation_key,
         control_label=control_label,
+        control_key=control_key,
+        labels=tuple(labels or ()),
         batch_key=batch_key,
         cell_line_key=cell_line_key,
         cell_line=cell_line,
@@ -153,19 +188,34 @@ def ingest(
         separator=separator,
         genes_join=genes_join,
         select_genes=select_genes,
+        hvg_flavour=hvg_flavour,
         select_on=select_on,
         held_out_cell_lines=tuple(held_out_cell_line or ()),
         split_seed=split_seed,
         min_cells=min_cells,
+        require_knockdown=require_knockdown,
+        unlabelled=unlabelled,
         empty_cells=empty_cells,
+        row_order=row_order,
+        workers=workers,
+        memory_gib=memory_gib,
         overwrite=overwrite,
     )
     with progress() as show:
-        summary = run(config, progress=show)
-    _show(summary)
+        summary = run(config, progress=show, cluster=cluster_for(workers))
+    show_summary(summary)
 
 
-def _show(summary: "IngestSummary") -> None:
+def cluster_for(workers: int) -> str:
+    """The address of the Ray that does the work of ``workers`` processes, after what starting one takes."""
+    if workers > 1 and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        # Known to this process and those it starts; Ray would keep one where everybody here can read it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    return os.environ.get("RAY_ADDRESS", "local")
+
+
+def show_summary(summary: "IngestSummary") -> None:
+    """Draw what went into a store."""
     splits = [
         [f"  {name}", f"{summary.perturbations_per_split[name]:,} perturbations, {cells:,} cells"]
         for name, cells in summary.cells_per_split.items()
@@ -182,6 +232,8 @@ def _show(summary: "IngestSummary") -> None:
         ["cells left out", f"{summary.dropped_cells:,}"],
         ["perturbations left out", f"{summary.dropped_perturbations:,}"],
         ["perturbations of a single cell", f"{summary.single_cell_perturbations:,}"],
+        ["perturbed genes that were measured", f"{summary.measured_targets:,}"],
+        ["of these, not lowered by 30 %", f"{summary.unlowered_targets:,}"],
         *[[f"embedding {name}", f"{width:,} wide"] for name, width in summary.embeddings.items()],
     ]
     state = "written" if summary.created else "was there already, made from the same inputs"
@@ -200,7 +252,7 @@ def _show(summary: "IngestSummary") -> None:
 
 
 @store.command()
-def info(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=False)]) -> None:
+def info(path: StorePlace) -> None:
     """Show what a cell store holds: cells, genes, batches, perturbations by split, embeddings."""
     from txpert_dist.store.cells import open_store
     from txpert_dist.store.splits import SPLITS
@@ -232,7 +284,7 @@ def _embedding(cells: "CellStore", name: str) -> str:
 
 
 @store.command()
-def verify(path: Annotated[Path, typer.Argument(help="Cell store.", show_default=False)]) -> None:
+def verify(path: StorePlace) -> None:
     """Read every file of a cell store and compare it with the manifest. Exits with 2 at the first damage."""
     from txpert_dist.store.cells import verify as run
 

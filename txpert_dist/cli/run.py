@@ -1,10 +1,12 @@
 """Verbs of one run: train, evaluate."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from txpert_dist.cli.graph_access import TOKEN
 from txpert_dist.cli.screen import console, output, progress, say, table
 from txpert_dist.cli.serving import TrackingUri, default_tracking_uri
 from txpert_dist.config_file import load
@@ -25,7 +27,9 @@ def train(
     """Train on Ray workers with DeepSpeed, on this machine or on the cluster at RAY_ADDRESS.
 
     Everything is recorded in MLflow. The same command again goes on where an interrupted run stopped, and
-    does nothing when the run is complete. `txpert config --keys` lists what can be configured.
+    does nothing when the run is complete. `txpert config --keys` lists what can be configured. When
+    graph.location is a graph service (grpc://HOST:PORT), its snapshot is fetched once, into the run's folder;
+    TXPERT_GRAPH_TOKEN in the environment is the token that lets this command in.
 
         txpert train run.yaml train.epochs=40 cluster.num_workers=2
     """
@@ -33,8 +37,9 @@ def train(
 
     config = load(file, overrides or [])
     console.print(f"run {config.name}: {config.run_folder}, records in {config.tracking_uri}")
+    token = os.environ.pop(TOKEN, None) or None  # Ray's processes would inherit it
     with progress() as show:
-        done = run(config, progress=show)
+        done = run(config, progress=show, graph_token=token)
     if done.started_at == done.steps:
         say("the run was complete before: nothing to do")
     elif done.started_at:
@@ -89,7 +94,7 @@ def evaluate(
     out = report or folder / "report"
     if report is None and model.startswith("models:/"):
         raise InputError(f"{model}: say where the report goes: --report FOLDER")
-    ready = _open(model, tracking_uri)
+    ready = open_trained(model, tracking_uri)
     cells = open_store(store or ready.loaded.config.data.store)
     if cells.split_hash != ready.loaded.state.split_hash:
         console.print(
@@ -105,7 +110,8 @@ def evaluate(
     say(f"report: {out / 'report.md'}")
 
 
-def _open(model: str, tracking_uri: str | None) -> "Registered":
+def open_trained(model: str, tracking_uri: str | None) -> "Registered":
+    """The model of a run folder, a checkpoint folder or the registry, ready to predict."""
     from txpert_dist.serve.registered import open_checkpoint
     from txpert_dist.serve.registry import open_model
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.publish import clear_abandoned, partial_folder, publish
-from txpert_dist.store import layout, manifest
+from txpert_dist.store import layout, manifest, remote
 from txpert_dist.store.cells import CellStore, open_store
 from txpert_dist.store.write import add_embedding, check_embedding_name
 
@@ -62,6 +62,8 @@ def claimed(path: Path) -> Iterator[Claim]:
     Whatever a killed process left beside it is cleared away first.
     """
     target = path.resolve()
+    if remote.is_view(target):
+        raise InputError(f"{path}: is a view of a store that lies elsewhere; change that one")
     clear_abandoned(target)
     manifest.read(path)
     try:

@@ -124,7 +124,7 @@ def _training_cells(store: CellStore, config: ScviConfig) -> tuple[NDArray[np.in
 def _counts(store: CellStore, rows: NDArray[np.int64], config: ScviConfig) -> anndata.AnnData:
     """The cells ``rows`` that have a count in the genes used, as scvi-tools wants them."""
     genes = store.training_genes(config.genes)
-    cells = read_rows(store, rows, gene_view(genes, len(store.genes)))
+    cells = read_rows(store, rows, genes)
     parts = (cells.value.astype(np.float32), cells.gene, cells.indptr)
     counts = scipy.sparse.csr_matrix(parts, shape=(len(rows), len(genes)))
     # Every context is a category, so that the model does not depend on which of them have training cells.

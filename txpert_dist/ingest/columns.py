@@ -34,20 +34,53 @@ class FilterRow(NamedTuple):
     dropped: int
 
 
-def coded(source: Source, rows: NDArray[np.int64], column: str) -> Coded:
+_REMEDY = "fill it in, or leave those cells out"
+_FLAGS = {"1": True, "true": True, "0": False, "false": False}
+
+
+def coded(source: Source, rows: NDArray[np.int64], column: str, remedy: str = _REMEDY) -> Coded:
     """The values of obs ``column`` in ``rows`` as text.
 
     Raises ``InputError`` naming the first cell whose value is missing or empty, and how many there are.
     """
     found = _codes(source.obs[column].iloc[rows])
-    blank = np.array([not text for text in found.texts], bool)
-    missing = np.flatnonzero((found.code < 0) | blank[found.code] if len(blank) else found.code < 0)
+    missing = np.flatnonzero(_is_missing(found))
     if len(missing):
         raise InputError(
             f"{source.path}: obs column {column!r} is empty for {source.cell(int(rows[missing[0]]))} and "
-            f"{len(missing) - 1} more cells; fill it in, or leave those cells out"
+            f"{len(missing) - 1} more cells; {remedy}"
         )
     return found
+
+
+def labelled_cells(
+    sources: Sequence[Source], rows: Sequence[NDArray[np.int64]], key: Key
+) -> tuple[list[NDArray[np.int64]], FilterRow]:
+    """Those of ``rows`` (per file) that have a value in the column, and how many have not."""
+    kept = []
+    for source, own in zip(sources, rows, strict=True):
+        column = find_column(source, "obs", key) or ""
+        kept.append(own[~_is_missing(_codes(source.obs[column].iloc[own]))])
+    before, after = sum(map(len, rows)), sum(map(len, kept))
+    return kept, FilterRow(f"a label in {key.name}", after, before - after)
+
+
+def flags(source: Source, rows: NDArray[np.int64], column: str) -> NDArray[np.bool_]:
+    """obs ``column`` of ``rows``, which holds true and false or 1 and 0; ``InputError`` for anything else."""
+    found = coded(source, rows, column)
+    wrong = [text for text in found.texts if text.lower() not in _FLAGS]
+    if wrong:
+        raise InputError(
+            f"{source.path}: obs column {column!r} holds {wrong[0]!r}; a column that marks controls holds "
+            "true and false, or 1 and 0"
+        )
+    return np.array([_FLAGS[text.lower()] for text in found.texts], bool)[found.code]
+
+
+def _is_missing(found: Coded) -> NDArray[np.bool_]:
+    # The last one is what code -1, a missing value, looks up.
+    blank = np.array([*(not text for text in found.texts), True], bool)
+    return blank[found.code]
 
 
 def safe_coded(source: Source, rows: NDArray[np.int64], column: str) -> Coded:

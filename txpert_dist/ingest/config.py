@@ -6,29 +6,39 @@ hand must exist in the file while a preset's optional keys need not.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from txpert_dist.config import Section
 from txpert_dist.store.expression import InputScale
+from txpert_dist.store.write import RowOrder
 
-PresetName = Literal["gears", "replogle", "scperturb"]
+PresetName = Literal["gears", "txpert", "replogle", "scperturb", "state", "vcc", "xatlas", "10x"]
+
+HvgFlavour = Literal["seurat", "cell_ranger", "seurat_v3"]
+
+WITHOUT_EFFECT = frozenset(("store", "overwrite", "workers", "memory_gib"))
+"""Settings that make no difference to the store."""
 
 
 class IngestConfig(Section):
     """One ingest: some h5ad files into one cell store."""
 
     sources: tuple[Path, ...]
-    """h5ad files; several are concatenated in this order (one per cell line, usually)."""
+    """h5ad files, Zarr AnnData, 10x folders or cell stores; several are concatenated in this order."""
     store: Path
     """Folder to write."""
     preset: PresetName | None = None
-    """Column names of a family of files: gears, replogle or scperturb."""
+    """Column names of a family of files."""
+    labels: tuple[Path, ...] = ()
+    """Tables of labels by barcode, csv or tsv: one for every 10x folder, in their order, or one for all."""
     perturbation_key: str | None = None
     """obs column that names the perturbation of each cell."""
     control_label: str | None = None
     """Label of unperturbed cells; the usual spellings are recognised without it."""
+    control_key: str | None = None
+    """obs column (true or false, 1 or 0) that says which cells are unperturbed, whatever their label."""
     batch_key: str | None = None
     """obs column of the experimental batch; one batch per cell line without it."""
     cell_line_key: str | None = None
@@ -53,6 +63,8 @@ class IngestConfig(Section):
     """Genes of several files: those that all measured, or those that any measured."""
     select_genes: NonNegativeInt = 5000
     """How many highly variable genes make up the training view; 0 for all."""
+    hvg_flavour: HvgFlavour = "seurat"
+    """How variability is measured; each selects scanpy's genes of the same flavour."""
     select_on: Literal["train", "all"] = "train"
     """Cells on which variability is measured: train perturbations and controls, or every cell."""
     held_out_cell_lines: tuple[str, ...] = ()
@@ -60,25 +72,43 @@ class IngestConfig(Section):
     split_seed: NonNegativeInt = 0
     min_cells: PositiveInt = 1
     """Perturbations with fewer cells are left out, and counted."""
+    require_knockdown: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Leave out perturbations that lower a measured target by less than this share (0.3 is usual)."""
+    unlabelled: Literal["refuse", "drop"] = "refuse"
+    """What to do with cells that have no perturbation label; those left out are counted."""
     empty_cells: Literal["refuse", "drop"] = "refuse"
     """What to do with cells that have no counts at all."""
+    row_order: RowOrder = "split"
+    """split: train, validation, test, then controls, each shuffled by the split seed; source: as in files."""
+    workers: PositiveInt = 1
+    """Processes: this one, or so many of Ray's. The store is the same."""
+    memory_gib: Annotated[float, Field(ge=1)] = 2.0
+    """Memory that each process may take. The store is the same."""
     overwrite: bool = False
     """Replace a store that was made from other inputs or settings."""
 
 
 class Preset(NamedTuple):
-    """Column names of one family of files; the optional ones are used where the file has them."""
+    """Column names of one family of files; all but the perturbation are used where the file has them."""
 
     perturbation: str
-    batch: str | None
-    cell_line: str | None
-    gene_name: str | None
+    batch: str | None = None
+    cell_line: str | None = None
+    gene_name: str | None = None
+    control: str | None = None
 
 
-PRESETS: dict[str, Preset] = {
-    "gears": Preset("condition", None, "cell_type", "gene_name"),
-    "replogle": Preset("gene", "gem_group", None, "gene_name"),
-    "scperturb": Preset("perturbation", "batch", "cell_line", None),
+PRESETS: dict[PresetName, Preset] = {
+    "gears": Preset("condition", cell_line="cell_type", gene_name="gene_name"),
+    "txpert": Preset("condition", batch="batch", cell_line="cell_line", control="control"),
+    "replogle": Preset("gene", batch="gem_group", gene_name="gene_name"),
+    "scperturb": Preset("perturbation", batch="batch", cell_line="cell_line"),
+    "state": Preset("gene", batch="gem_group", cell_line="cell_type", gene_name="gene_name"),
+    "vcc": Preset("target_gene", batch="batch", cell_line="cell_type"),
+    "xatlas": Preset(
+        "perturbation", batch="batch", cell_line="cell_line", gene_name="gene_name", control="is_control"
+    ),
+    "10x": Preset("perturbation", batch="batch", cell_line="cell_line", gene_name="gene_name"),
 }
 
 
@@ -97,17 +127,19 @@ class Keys(NamedTuple):
     batch: Key
     cell_line: Key
     gene_name: Key
+    control: Key
 
 
 def resolve_keys(config: IngestConfig) -> Keys:
     """Merge the preset with what was given by hand; without either, ``perturbation`` is the column's name."""
-    preset = PRESETS[config.preset] if config.preset else Preset("perturbation", None, None, None)
+    preset = PRESETS[config.preset] if config.preset else Preset("perturbation")
     line = None if config.cell_line is not None else preset.cell_line
     return Keys(
         perturbation=Key(config.perturbation_key or preset.perturbation, True),
         batch=_merge(config.batch_key, preset.batch),
         cell_line=_merge(config.cell_line_key, line),
         gene_name=_merge(config.gene_name_key, preset.gene_name),
+        control=_merge(config.control_key, preset.control),
     )
 
 

@@ -8,17 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from txpert_dist.errors import InputError
+from txpert_dist.ingest.containers import kind_of, opened
 from txpert_dist.ingest.labels import listing
 from txpert_dist.ingest.matrix import stream
-from txpert_dist.ingest.source import Source, matrix_layout, read_table, require_file
+from txpert_dist.ingest.source import Source, matrix_layout, read_table
 from txpert_dist.ingest.statistics import Progress
 from txpert_dist.store.write import check_embedding_name
+
+_BLOCK_VALUES = 1 << 22
+"""Values of an embedding that are held at once."""
 
 
 class EmbeddingSources(NamedTuple):
@@ -57,18 +60,15 @@ def open_embedding(path: Path, key: str, obs: pd.DataFrame | None = None) -> Sou
 
     Raises ``InputError`` when there is none, it is no matrix of numbers, or its rows are not the cells.
     """
-    require_file(path)
     place = f"obsm/{key}"
-    try:
-        with h5py.File(path, "r") as file:
-            if "obsm" not in file or key not in file["obsm"]:
-                there = sorted(file["obsm"]) if "obsm" in file else []
-                raise InputError(f"{path}: obsm has no {key!r}; there is {listing(there, 12) or 'none'}")
-            encoding, shape = matrix_layout(path, place, file[place])
-            cells = read_table(path, file, "obs") if obs is None else obs
-    except OSError as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0][:160]
-        raise InputError(f"{path}: not an HDF5 file, or cut short ({reason}); fetch it again") from None
+    if kind_of(path) == "10x":
+        raise InputError(f"{path}: a 10x folder has no embeddings; add them with txpert embed add")
+    with opened(path) as file:
+        if "obsm" not in file or key not in file["obsm"]:
+            there = sorted(file["obsm"]) if "obsm" in file else []
+            raise InputError(f"{path}: obsm has no {key!r}; there is {listing(there, 12) or 'none'}")
+        encoding, shape = matrix_layout(path, place, file[place])
+        cells = read_table(path, file, "obs") if obs is None else obs
     if shape[0] != len(cells) or not shape[1]:
         raise InputError(
             f"{path}: {place} holds {shape[0]} rows x {shape[1]} columns for {len(cells)} cells; write the "
@@ -96,6 +96,22 @@ def embedding_blocks(
             yield finite_rows(f"{part.path}: {part.place}", names, block.matrix[own - block.start].toarray())
             done += len(own)
             progress(f"write {embedding.name}", done, total)
+
+
+def reordered(
+    blocks: Iterator[NDArray[np.float32]], shape: tuple[int, int], row: NDArray[np.int64], scratch: Path
+) -> Iterator[NDArray[np.float32]]:
+    """The rows of ``blocks``, of which row i goes to place ``row[i]``; ``scratch`` is a file to make."""
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for number, block_RN in enumerate(blocks):
+        # Mapped anew for every block, so that pages already written count as nobody's memory.
+        whole_RN = np.memmap(scratch, np.float32, "r+" if number else "w+", shape=shape)
+        whole_RN[row[start : start + len(block_RN)]] = block_RN
+        start += len(block_RN)
+    rows = max(1, _BLOCK_VALUES // shape[1])
+    for start in range(0, shape[0], rows):
+        yield np.array(np.memmap(scratch, np.float32, "r", shape=shape)[start : start + rows])
 
 
 def finite_rows(where: str, names: NDArray[np.object_], value_RN: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -1,8 +1,9 @@
 """From nothing to a complete folder in one step.
 
 Enters: the path of a store to write. Leaves: the complete store there, or nothing. Invariants: work happens
-in a hidden sibling folder that is removed on failure; what a killed process left behind is removed by the
-next one (a lock tells it from the folder of a process at work); only a cell store is ever replaced, and a
+in a hidden sibling folder that is removed on failure; what a killed process left behind is taken up by the
+next one that does the same work, and removed by any other (a lock tells it from the folder of a process at
+work); only a cell store is ever replaced, and a
 process killed while replacing it loses neither the old store nor the new one.
 
 Linux exchanges two folders in one step. Where the system or the file system cannot, the old store is moved
@@ -13,7 +14,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,11 +38,41 @@ def partial_folder(target: Path) -> Iterator[Path]:
     clear_abandoned(target)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent))
     try:
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _locked(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder(target: Path, key: str) -> Iterator[Path]:
+    """A private folder beside ``target`` for the work named by ``key`` (hexadecimal).
+
+    It holds what a killed or interrupted process doing the same work left there. It is gone afterwards unless
+    this process is interrupted. While another process is at the same work, it is another folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f".{target.name}.{key}{_SUFFIX}"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(_locked(folder))
+        except BlockingIOError:
+            folder = stack.enter_context(partial_folder(target))
+        clear_abandoned(target)
+        try:
+            yield folder
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def publish(built: Path, target: Path, *, replace: bool) -> None:
@@ -76,9 +109,27 @@ def exchange(first: Path, second: Path) -> bool:
 
 def clear_abandoned(target: Path) -> None:
     """Remove what killed processes left beside ``target``; a store that one had moved away goes back."""
-    for folder in target.parent.glob(f".{target.name}.*{_SUFFIX}"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (folder / _REPLACED).exists() and not target.exists():
-                os.rename(folder / _REPLACED, target)
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in _abandoned(target):
+        _put_back(folder, target)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore_replaced(target: Path) -> None:
+    """Move back the store that a process killed while replacing it had moved away; remove nothing."""
+    for folder in _abandoned(target):
+        _put_back(folder, target)
+
+
+def _abandoned(target: Path) -> Iterator[Path]:
+    """Folders beside ``target`` that no process holds, each of them held meanwhile."""
+    # No dot in the middle: what lies beside "a.zarr" is not beside "a".
+    own = re.compile(rf"\.{re.escape(target.name)}\.[^.]+{re.escape(_SUFFIX)}")
+    for folder in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_SUFFIX}")):
+        if own.fullmatch(folder.name):
+            with contextlib.suppress(OSError), _locked(folder):
+                yield folder
+
+
+def _put_back(folder: Path, target: Path) -> None:
+    if (folder / _REPLACED).exists() and not target.exists():
+        os.rename(folder / _REPLACED, target)

@@ -1,77 +1,74 @@
 """Ingest: h5ad files in, one complete cell store out.
 
-Enters: an ``IngestConfig``. Leaves: the store at ``config.store`` and an ``IngestSummary``. Invariants: two
-passes over the expression in bounded memory (the first checks and measures, the second writes); a store that
-is there is complete; the same inputs and settings again return at once.
+Enters: an ``IngestConfig``. Leaves: the store at ``config.store`` and an ``IngestSummary``. Invariants: the
+work is cut into tasks in bounded memory, done by this process or by Ray's; a killed ingest goes on from the
+tasks that were done, and ends with the same store, byte for byte, whoever did which; a store that is there is
+complete; the same inputs and settings again return at once.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
 from txpert_dist.errors import InputError
-from txpert_dist.ingest.columns import FilterRow, filter_cells
-from txpert_dist.ingest.config import IngestConfig, resolve_keys
-from txpert_dist.ingest.embeddings import EmbeddingSources, embedding_blocks, open_embeddings
+from txpert_dist.ingest.build import build_store
+from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.existing import (
     Inputs,
     existing_summary,
     read_inputs,
+    reading_inputs,
     remember_inputs,
     require_unchanged,
     same_store,
+    work_key,
 )
-from txpert_dist.ingest.frames import obs_table, var_table
-from txpert_dist.ingest.genes import gene_names, join_genes
-from txpert_dist.ingest.matrix import stream
-from txpert_dist.ingest.publish import partial_folder, publish
-from txpert_dist.ingest.screen import Screen, read_screen
-from txpert_dist.ingest.source import Source, open_source
-from txpert_dist.ingest.statistics import Progress, Statistics, StoreInput, gather
+from txpert_dist.ingest.expression import make_expression
+from txpert_dist.ingest.find import find
+from txpert_dist.ingest.inputs import open_inputs
+from txpert_dist.ingest.publish import clear_abandoned, publish, restore_replaced, work_folder
+from txpert_dist.ingest.source import Source
+from txpert_dist.ingest.statistics import Progress
 from txpert_dist.ingest.summary import IngestSummary
-from txpert_dist.ingest.variable_genes import select_variable_genes
-from txpert_dist.store.splits import SPLITS
-from txpert_dist.store.write import Labels, StoreWriter
+from txpert_dist.ingest.tasks import Runner, Task, in_this_process
+from txpert_dist.ingest.work import DEFAULT_SIZES, Sizes, Work
 
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-class _Found(NamedTuple):
-    """Everything that is known before the store is written."""
-
-    cells: StoreInput
-    gene_names: list[tuple[str, ...]]
-    embeddings: tuple[EmbeddingSources, ...]
-    filters: tuple[FilterRow, ...]
-    empty_cells: int
-    notes: tuple[str, ...]
-
-
-def ingest(config: IngestConfig, *, progress: Progress = no_progress) -> IngestSummary:
+def ingest(
+    config: IngestConfig,
+    *,
+    progress: Progress = no_progress,
+    cluster: str = "local",
+    sizes: Sizes = DEFAULT_SIZES,
+) -> IngestSummary:
     """Write the cell store that ``config`` describes and say what went into it.
 
-    ``progress`` is called with (what, done, total) in cells. Raises ``InputError`` for anything in the files
-    or the configuration that cannot be used; nothing is left behind then.
+    ``progress`` is called with (what, done, total) in cells. With several workers, ``cluster`` is the address
+    of the Ray to use, whose nodes all have to see sources and store under the same paths. Raises
+    ``InputError`` for anything in the files or the configuration that cannot be used; nothing is left behind
+    then. Killed or interrupted, it leaves a hidden folder beside the store, from which the same call goes on.
     """
     _check(config)
+    restore_replaced(config.store)
     known = existing_summary(config)
-    inputs = read_inputs(config)
-    if known is not None and same_store(config, inputs):
+    if known is not None and same_store(config, read_inputs(config)):
+        clear_abandoned(config.store)
         return known
     replace = config.store.exists()
-    sources = tuple(open_source(path, config.layer) for path in config.sources)
+    key = work_key(config, sizes)
+    sources = open_inputs(config)
     try:
-        with partial_folder(config.store) as folder:
-            found = _read(sources, config, folder / "scratch", progress)
-            statistics = gather(found.cells, config, progress)
-            summary = _write(found, statistics, config, inputs, folder / "store", progress)
-            require_unchanged(inputs)
-            remember_inputs(folder / "store", inputs)
+        with work_folder(config.store, key) as folder, task_runner(config.workers, cluster) as runner:
+            with reading_inputs(config, folder / "inputs.json") as inputs:
+                summary = _build(Work(config, folder, runner, progress, sizes), sources, inputs)
+                require_unchanged(inputs())
+                remember_inputs(folder / "store", inputs())
             publish(folder / "store", config.store, replace=replace)
     except OSError as error:
         raise InputError(
@@ -92,138 +89,62 @@ def _check(config: IngestConfig) -> None:
         raise InputError(f"embeddings {', '.join(config.embeddings)}: one is named twice; name each once")
     if config.cell_line is not None and config.cell_line_key is not None:
         raise InputError("both a cell line and a column of cell lines are given; keep one of them")
+    if config.hvg_flavour == "seurat_v3" and config.input_scale == "log1p":
+        raise InputError(
+            "--hvg-flavour seurat_v3 needs counts, but --input-scale is log1p; choose another flavour"
+        )
 
 
-def _read(sources: tuple[Source, ...], config: IngestConfig, scratch: Path, progress: Progress) -> _Found:
-    keys = resolve_keys(config)
-    names = [gene_names(source, keys.gene_name) for source in sources]
-    genes = join_genes(sources, names, config.genes_join)
-    embeddings = open_embeddings(sources, config.embeddings)
-    rows, filters = filter_cells(sources, config.where)
-    screen = read_screen(sources, rows, config, keys)
-    empty = 0
-    if config.empty_cells == "drop":
-        kept = [
-            _with_counts(source, part, scratch / str(number), progress)
-            for number, (source, part) in enumerate(zip(sources, rows, strict=True))
-        ]
-        empty = sum(map(len, rows)) - sum(map(len, kept))
-        screen = read_screen(sources, kept, config, keys)
-    notes = (
-        tuple(file.note for file in names if file.note) + screen.contexts.notes + screen.perturbations.notes
-    )
-    cells = StoreInput(sources, screen, genes, scratch)
-    return _Found(cells, [file.names for file in names], embeddings, filters, empty, notes)
+def _build(work: Work, sources: tuple[Source, ...], inputs: Callable[[], Inputs]) -> IngestSummary:
+    found = find(work, sources)
+    made = make_expression(work, found)
+    return build_store(work, found, made, inputs(), work.folder / "store")
 
 
-def _with_counts(
-    source: Source, rows: NDArray[np.int64], scratch: Path, progress: Progress
-) -> NDArray[np.int64]:
-    entries = np.zeros(source.shape[0], np.int64)
-    for block in stream(source, scratch):
-        lengths = np.diff(block.matrix.indptr)
-        entries[block.start : block.start + len(lengths)] = lengths
-        progress("find cells without counts", block.start + len(lengths), source.shape[0])
-    kept: NDArray[np.int64] = rows[entries[rows] > 0]
-    return kept
+@contextmanager
+def task_runner(workers: int, cluster: str) -> Iterator[Runner]:
+    """Does tasks in this process, or in so many processes of the Ray this one is or gets connected to."""
+    if workers == 1:
+        yield in_this_process
+        return
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--workers needs Ray; install it (pip install 'txpert-dist[train]')") from None
+    started = not ray.is_initialized()
+    if started:
+        # "local" and not Ray's default, which attaches to whatever cluster ran here last, dead or alive.
+        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if cluster == "local" else {}
+        ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR, **own)
+
+    def run(task: Task, job: Any, numbers: Sequence[int]) -> Iterator[int]:
+        yield from _on_ray(task, job, numbers, workers)
+
+    try:
+        yield run
+    finally:
+        if started:
+            ray.shutdown()
 
 
-def _write(
-    found: _Found,
-    statistics: Statistics,
-    config: IngestConfig,
-    inputs: Inputs,
-    folder: Path,
-    progress: Progress,
-) -> IngestSummary:
-    cells, screen = found.cells, found.cells.screen
-    if not statistics.num_entries:
-        raise InputError(f"{config.sources[0]}: no count in any of the {len(cells.genes.names)} genes kept")
-    dtype = (
-        np.min_scalar_type(int(statistics.largest))
-        if config.input_scale == "counts"
-        else np.dtype(np.float32)
-    )
-    selected = select_variable_genes(statistics.moments, config.select_genes)
-    summary = _summarise(found, statistics, config, inputs, (len(selected), str(dtype)))
-    writer = StoreWriter(
-        folder,
-        num_cells=screen.num_cells,
-        num_genes=len(cells.genes.names),
-        num_entries=statistics.num_entries,
-        dtype=dtype,
-    )
-    for embedding in found.embeddings:
-        blocks = embedding_blocks(embedding, screen.rows, cells.scratch, progress)
-        writer.write_embedding(embedding.name, embedding.width, blocks, origin=embedding.origin)
-    for block in cells.blocks("write", progress):
-        stored = block.stored
-        writer.append(stored.indptr.astype(np.int64), stored.indices, stored.data.astype(dtype))
-    labels = Labels(
-        input_scale=config.input_scale,
-        perturbations=screen.perturbations.names,
-        contexts=screen.contexts.names,
-        perturbation=screen.perturbations.code,
-        context=screen.contexts.code,
-        library_size=statistics.library_size.astype(np.float32),
-        split=screen.split,
-        selected=selected,
-        controls=screen.controls,
-        control_mean_CG=statistics.control_mean_CG,
-        label_rows=screen.perturbations.label_rows,
-        summary=summary.to_json(),
-    )
-    writer.finish(
-        obs=obs_table(cells.sources, screen.rows),
-        var=var_table(cells.sources, found.gene_names, cells.genes),
-        labels=labels,
-        fingerprint=inputs.fingerprint,
-    )
-    return summary
+def _on_ray(task: Task, job: Any, numbers: Sequence[int], workers: int) -> Iterator[int]:
+    import ray
 
-
-def _summarise(
-    found: _Found,
-    statistics: Statistics,
-    config: IngestConfig,
-    inputs: Inputs,
-    written: tuple[int, str],
-) -> IngestSummary:
-    screen = found.cells.screen
-    contexts, perturbations = screen.contexts.names, screen.perturbations
-    num_cells_R = np.bincount(perturbations.code, minlength=len(perturbations.names))
-    borrowed = screen.controls.fallback
-    return IngestSummary(
-        store=config.store,
-        sources=tuple(
-            record.model_copy(update={"num_cells": len(rows)})
-            for record, rows in zip(inputs.records, screen.rows, strict=True)
-        ),
-        num_cells=screen.num_cells,
-        num_genes=len(found.cells.genes.names),
-        num_selected_genes=written[0],
-        num_entries=statistics.num_entries,
-        value_type=written[1],
-        num_perturbations=len(perturbations.names) - 1,
-        num_control_cells=int(num_cells_R[0]),
-        cell_lines=tuple(sorted({context.cell_line for context in contexts})),
-        num_contexts=len(contexts),
-        cells_per_split=_per_split(num_cells_R[1:], screen),
-        perturbations_per_split=_per_split(np.ones_like(num_cells_R[1:]), screen),
-        fallback_contexts=tuple(
-            f"{c.cell_line}/{c.batch}" for c, flag in zip(contexts, borrowed, strict=True) if flag
-        ),
-        fallback_cells=int(borrowed[screen.contexts.code].sum()),
-        filters=found.filters,
-        dropped_perturbations=len(perturbations.dropped),
-        dropped_cells=found.empty_cells + sum(perturbations.dropped.values()),
-        single_cell_perturbations=int((num_cells_R[1:] < 2).sum()),
-        embeddings={embedding.name: embedding.width for embedding in found.embeddings},
-        labels=perturbations.label_rows,
-        notes=found.notes,
-    )
-
-
-def _per_split(weight_R: Sequence[int] | NDArray[np.int64], screen: Screen) -> dict[str, int]:
-    sums = np.bincount(screen.split[1:], np.asarray(weight_R), len(SPLITS))
-    return {name: int(total) for name, total in zip(SPLITS, sums, strict=True)}
+    if not numbers:
+        return
+    remote, shared, waiting = ray.remote(num_cpus=1)(task), ray.put(job), iter(numbers)
+    at_work = {remote.remote(shared, number): number for number in islice(waiting, workers)}
+    try:
+        while at_work:
+            (done,), _others = ray.wait(list(at_work))
+            number = at_work.pop(done)
+            ray.get(done)
+            at_work |= {remote.remote(shared, number): number for number in islice(waiting, 1)}
+            yield number
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for task_at_work in at_work:
+            ray.cancel(task_at_work, force=True)
+        if at_work:
+            ray.wait(list(at_work), num_returns=len(at_work))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.errors import InputError
-from txpert_dist.ingest.columns import Coded, coded, merged, safe_coded
+from txpert_dist.ingest.columns import Coded, coded, flags, merged, safe_coded
 from txpert_dist.ingest.config import IngestConfig, Keys
 from txpert_dist.ingest.labels import (
     canonical_perturbation,
@@ -28,6 +28,8 @@ from txpert_dist.store.write import LabelRow
 
 ONE_BATCH = "all"
 """Name of the batch of a cell line whose batches are not known."""
+
+_UNLABELLED = "fill it in, or leave those cells out with --unlabelled drop"
 
 
 class Perturbations(NamedTuple):
@@ -111,8 +113,13 @@ def _perturbations(
     columns, canonical = [], dict[str, str]()
     for source, kept in zip(sources, rows, strict=True):
         column = find_column(source, "obs", keys.perturbation) or ""
-        columns.append(coded(source, kept, column))
-        canonical |= _canonical_names(source, column, columns[-1], kept, config)
+        columns.append(coded(source, kept, column, _UNLABELLED))
+        marked = find_column(source, "obs", keys.control)
+        controls = _marked_controls(source, column, columns[-1], kept, marked)
+        meant = _canonical_names(source, column, columns[-1], kept, config, controls)
+        _require_agreement(source, marked, meant, controls)
+        _require_one_meaning(source, canonical, meant)
+        canonical |= meant
     labels = merged(columns)
     where = f"{sources[0].path}: obs column {keys.perturbation.name!r}"
     require_control(labels.texts, canonical.values(), given=config.control_label, where=where)
@@ -132,12 +139,60 @@ def _perturbations(
     return Perturbations(kept_rows, names, code[code >= 0], table, dropped, _label_notes(table, config))
 
 
+def _marked_controls(
+    source: Source, column: str, found: Coded, rows: NDArray[np.int64], marked: str | None
+) -> frozenset[str] | None:
+    """The labels whose cells obs ``marked`` says are controls; None without such a column."""
+    if marked is None:
+        return None
+    flag = flags(source, rows, marked)
+    true, total = (np.bincount(found.code, weight, len(found.texts)) for weight in (flag, None))
+    mixed = np.flatnonzero((true > 0) & (true < total))
+    if len(mixed):
+        label = found.texts[mixed[0]]
+        raise InputError(
+            f"{source.path}: obs column {marked!r} says that {int(true[mixed[0]])} of the "
+            f"{int(total[mixed[0]])} cells that {column!r} labels {label!r} are controls; correct one of them"
+        )
+    return frozenset(found.texts[code] for code in np.flatnonzero(true))
+
+
+def _require_agreement(
+    source: Source, marked: str | None, names: dict[str, str], controls: frozenset[str] | None
+) -> None:
+    if controls is None:
+        return
+    wrong = [label for label, name in names.items() if name == CONTROL and label not in controls]
+    if wrong:
+        raise InputError(
+            f"{source.path}: obs column {marked!r} says that cells labelled {wrong[0]!r} are no controls; "
+            "correct it, or name another column with --control-key"
+        )
+
+
+def _require_one_meaning(source: Source, before: dict[str, str], names: dict[str, str]) -> None:
+    for label, name in names.items():
+        if before.get(label, name) != name:
+            raise InputError(
+                f"{source.path}: label {label!r} is {name} here and {before[label]} in another file; "
+                "rename one of them"
+            )
+
+
 def _canonical_names(
-    source: Source, column: str, found: Coded, rows: NDArray[np.int64], config: IngestConfig
+    source: Source,
+    column: str,
+    found: Coded,
+    rows: NDArray[np.int64],
+    config: IngestConfig,
+    controls: frozenset[str] | None,
 ) -> dict[str, str]:
     names = {}
     codes, first = np.unique(found.code, return_index=True)
     for label, position in zip((found.texts[code] for code in codes), first, strict=True):
+        if controls is not None and label in controls:
+            names[label] = CONTROL
+            continue
         try:
             names[label] = canonical_perturbation(
                 label, control_label=config.control_label, separator=config.separator

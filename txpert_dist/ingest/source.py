@@ -1,4 +1,4 @@
-"""One h5ad file: its tables, and where its expression matrix is.
+"""One AnnData, an h5ad file or a Zarr group: its tables, and where its expression matrix is.
 
 Enters: a path. Leaves: a ``Source``, with no file held open. Invariant: obs and var have as many rows as the
 matrix has rows and columns, and neither is empty.
@@ -8,16 +8,17 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import Key
+from txpert_dist.ingest.containers import SPARSE, kind_of, opened, require_chunks
 from txpert_dist.ingest.labels import listing
+from txpert_dist.store import tables
 
-Encoding = Literal["csr", "csc", "dense"]
+Encoding = Literal["csr", "csc", "dense", "mtx", "store"]
 
 
 class Source(NamedTuple):
@@ -33,6 +34,8 @@ class Source(NamedTuple):
     """Cells, genes."""
     layers: tuple[str, ...]
     """Names of the file's layers, for advice."""
+    notes: tuple[str, ...] = ()
+    """What the summary should say about it."""
 
     def cell(self, row: int) -> str:
         """How messages name the cell in ``row``."""
@@ -44,26 +47,15 @@ class Source(NamedTuple):
 
 
 def open_source(path: Path, layer: str) -> Source:
-    """Read the tables of the h5ad file ``path``; its matrix is X, raw (X and var of ``raw``) or a layer.
+    """Read the tables of the AnnData in ``path``; its matrix is X, raw (X and var of ``raw``) or a layer.
 
-    Raises ``InputError`` when the file is missing, cut short, not an h5ad file, or its parts do not fit.
+    Raises ``InputError`` when it is missing, cut short, no AnnData, or its parts do not fit, and
+    ``StoreError`` for a damaged cell store.
     """
-    require_file(path)
-    try:
-        with h5py.File(path, "r") as file:
-            return _read(path, file, layer)
-    except OSError as error:
-        raise InputError(
-            f"{path}: not an HDF5 file, or cut short ({_first_line(error)}); fetch it again"
-        ) from None
-
-
-def require_file(path: Path) -> None:
-    """``InputError`` unless ``path`` is a file."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give the path of an h5ad file")
-    if not path.is_file():
-        raise InputError(f"{path}: a folder, not a file; give the path of an h5ad file")
+    if kind_of(path) == "store" and layer == "X":
+        return _read_store(path)
+    with opened(path) as file:
+        return _read(path, file, layer)
 
 
 def find_column(source: Source, table: Literal["obs", "var"], key: Key) -> str | None:
@@ -78,7 +70,13 @@ def find_column(source: Source, table: Literal["obs", "var"], key: Key) -> str |
     raise InputError(f"{source.path}: {table} has no column {key.name!r}; {hint}")
 
 
-def _read(path: Path, file: h5py.File, layer: str) -> Source:
+def _read_store(path: Path) -> Source:
+    """A cell store, whose matrix is read with every chunk checked."""
+    obs, var = tables.read_table(path, "obs"), tables.read_table(path, "var")
+    return Source(path, obs, var, "X", "store", (len(obs), len(var)), ())
+
+
+def _read(path: Path, file: Any, layer: str) -> Source:
     layers = tuple(sorted(file["layers"])) if "layers" in file else ()
     place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
     if place not in file:
@@ -104,23 +102,22 @@ def _read(path: Path, file: h5py.File, layer: str) -> Source:
 
 
 def matrix_layout(path: Path, place: str, element: Any) -> tuple[Encoding, tuple[int, int]]:
-    """How the HDF5 ``element`` is stored and its shape; ``InputError`` unless it is a matrix of numbers."""
-    if isinstance(element, h5py.Dataset):
+    """How the ``element`` is stored and its shape; ``InputError`` unless it is a whole matrix of numbers."""
+    if hasattr(element, "dtype"):
         if element.ndim == 2 and element.dtype.kind in "iufb":
             return "dense", (int(element.shape[0]), int(element.shape[1]))
         raise InputError(f"{path}: {place} is no matrix of numbers; name one that is")
     kind = str(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
-    if kind not in ("csr", "csr_matrix", "csc", "csc_matrix") or not {"data", "indices", "indptr"} <= set(
-        element
-    ):
+    if kind not in ("csr", "csr_matrix", "csc", "csc_matrix") or not set(SPARSE) <= set(element):
         raise InputError(
             f"{path}: {place} is stored as {kind or 'something unknown'!r}; write it as CSR, CSC or dense"
         )
+    require_chunks(path, place, element)
     rows, columns = np.asarray(element.attrs.get("shape", element.attrs.get("h5sparse_shape"))).tolist()
     return ("csr" if kind.startswith("csr") else "csc"), (int(rows), int(columns))
 
 
-def read_table(path: Path, file: h5py.File, name: str) -> pd.DataFrame:
+def read_table(path: Path, file: Any, name: str) -> pd.DataFrame:
     """The table ``name`` (obs, var) of the open ``file``; ``InputError`` when it cannot be used."""
     try:
         table = read_elem(file[name])

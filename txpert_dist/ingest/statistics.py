@@ -1,141 +1,150 @@
-"""The first pass over the expression: checks every value and gathers what the store needs to know.
+"""The first look at the expression: checks every value and sums up what the store needs to know.
 
-Enters: blocks of cells. Leaves: ``Statistics``. Invariant: sums are kept in double precision and do not
-depend on the size of the blocks beyond rounding; memory holds a few numbers per cell, gene and context.
+Enters: blocks of cells. Leaves: ``Statistics``. Invariants: every block is measured by itself and the sums of
+blocks are added in their order, in double precision, so that it makes no difference which process measured
+which block; memory holds one block, and a few numbers per cell, gene and context.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from txpert_dist.errors import InputError
-from txpert_dist.ingest.config import IngestConfig, Key
-from txpert_dist.ingest.genes import GeneJoin
-from txpert_dist.ingest.matrix import Block, stream
+from txpert_dist.ingest.cells import CellBlock, Cells
+from txpert_dist.ingest.config import HvgFlavour, IngestConfig
+from txpert_dist.ingest.kernels import add_moments, add_target_sums, row_sums, scaled_rows
+from txpert_dist.ingest.knockdown import Targets, TargetSums
 from txpert_dist.ingest.screen import Screen
-from txpert_dist.ingest.source import Source, find_column
 from txpert_dist.ingest.values import check_library, check_values, library_column
 from txpert_dist.ingest.variable_genes import Moments
-from txpert_dist.store.controls import Context
 from txpert_dist.store.expression import TARGET_SUM, InputScale
 from txpert_dist.store.splits import TRAIN
 
 Progress = Callable[[str, int, int], None]
 
+SUMS = ("library", "detected", "largest", "moments", "targets", "control_place", "control_sum", "control_log")
+"""Names of the arrays that ``measure`` gives."""
 
-class CellBlock(NamedTuple):
-    """Consecutive cells of the store."""
 
-    first: int
-    """Number of the first one in the store."""
-    source: Source
-    rows: NDArray[np.int64]
-    """(B,) their rows in the source."""
-    measured: Any
-    """scipy CSR over all genes of the source."""
-    stored: Any
-    """scipy CSR over the genes of the store."""
+class Asked(NamedTuple):
+    """What to sum up; arrays of a number a cell are in the order of the kept cells."""
+
+    input_scale: InputScale
+    flavour: HvgFlavour
+    context: NDArray[np.int32]
+    perturbation: NDArray[np.int32]
+    chosen: NDArray[np.bool_]
+    """Cells that decide which genes vary."""
+    targets: Targets
 
 
 class Statistics(NamedTuple):
-    """What the first pass found."""
+    """What the first look found."""
 
     library_size: NDArray[np.float64]
-    """(num_cells,)."""
-    num_entries: int
+    """(kept cells,)."""
+    detected_genes: NDArray[np.int32]
+    """(kept cells,) genes with a count, of all genes of the file."""
     largest: float
     moments: Moments
     """Over the cells on which variable genes are chosen."""
     control_mean_CG: NDArray[np.float32]
     """Mean log1p expression of each context's controls, the cell line's where it has none."""
+    target_sums: TargetSums
 
 
-class StoreInput(NamedTuple):
-    """The cells of a store before they are written: what both passes read."""
-
-    sources: tuple[Source, ...]
-    screen: Screen
-    genes: GeneJoin
-    scratch: Path
-
-    def blocks(self, what: str, progress: Progress) -> Iterator[CellBlock]:
-        """Every cell of the store once, in order, reporting progress under the name ``what``."""
-        first = 0
-        for number, source in enumerate(self.sources):
-            rows, genes = self.screen.rows[number], self.genes.number_of[number]
-            for block in stream(source, self.scratch / str(number)):
-                kept = rows[np.searchsorted(rows, block.start) : np.searchsorted(rows, _stop(block))]
-                if not len(kept):
-                    continue
-                measured = block.matrix
-                if len(kept) < measured.shape[0]:
-                    measured = measured[kept - block.start]
-                stored = select_columns(measured, genes, len(self.genes.names))
-                yield CellBlock(first, source, kept, measured, stored)
-                first += len(kept)
-                progress(what, first, self.screen.num_cells)
-
-
-def select_columns(matrix: Any, number: NDArray[np.int32], num_genes: int) -> Any:
-    """The CSR ``matrix`` with column j renumbered ``number[j]``, and left out where that is -1."""
-    if len(number) == num_genes and np.array_equal(number, np.arange(num_genes)):
-        return matrix
-    gene = number[matrix.indices]
-    kept = gene >= 0
-    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept, dtype=np.int64)])
-    parts = (matrix.data[kept], gene[kept], before[matrix.indptr])
-    selected = type(matrix)(parts, shape=(matrix.shape[0], num_genes))
-    selected.sort_indices()
-    return selected
+def measure(cells: Cells, block: CellBlock, column: str | None, asked: Asked) -> dict[str, NDArray[Any]]:
+    """Check every value of ``block`` and sum up; raises ``InputError`` naming file, cell and gene."""
+    stored, num_genes = block.stored, len(cells.genes.names)
+    own = slice(block.first, block.first + len(block.rows))
+    check_values(block.source, block.rows, block.measured, asked.input_scale)
+    library = _library_size(block, column, asked.input_scale)
+    normalised = _normalised(stored, library, asked.input_scale)
+    perturbation, context = np.array(asked.perturbation[own]), np.array(asked.context[own])
+    indptr = stored.indptr.astype(np.int64)
+    sum_G, sum_squares_G = np.zeros(num_genes), np.zeros(num_genes)
+    varied = _varied(stored, normalised.data, asked.flavour)
+    add_moments(indptr, stored.indices, varied, np.array(asked.chosen[own]), sum_G, sum_squares_G)
+    targets = asked.targets
+    sum_T, sum_log_T = np.zeros(len(targets.gene)), np.zeros(len(targets.gene))
+    add_target_sums(
+        indptr,
+        stored.indices,
+        normalised.data,
+        perturbation,
+        np.array(targets.begin),
+        np.array(targets.gene),
+        sum_T,
+        sum_log_T,
+    )
+    largest = float(stored.data.max(initial=0))
+    return {
+        "library": library,
+        "detected": np.diff(block.measured.indptr).astype(np.int32),
+        "largest": np.array([largest]),
+        "moments": np.stack([sum_G, sum_squares_G]),
+        "targets": np.stack([sum_T, sum_log_T]),
+        **_control_sums(normalised, context, np.equal(perturbation, 0)),
+    }
 
 
-def gather(cells: StoreInput, config: IngestConfig, progress: Progress) -> Statistics:
-    """Check every value and sum up; raises ``InputError`` naming file, cell and gene."""
-    screen, num_genes = cells.screen, len(cells.genes.names)
-    chosen = _cells_to_select_on(screen, config)
-    library = np.zeros(screen.num_cells, np.float64)
-    moments, control_sum_CG = _Sums(num_genes), np.zeros((len(screen.contexts.names), num_genes))
-    num_entries, largest = 0, 0.0
-    for block in cells.blocks("check and measure", progress):
-        own = slice(block.first, block.first + len(block.rows))
-        check_values(block.source, block.rows, block.measured, config.input_scale)
-        library[own] = _library_size(block, config)
-        num_entries += block.stored.nnz
-        largest = max(largest, float(block.stored.data.max(initial=0)))
-        normalised = _normalised(block.stored, library[own], config.input_scale)
-        moments.add(normalised, chosen[own])
-        _add_controls(control_sum_CG, normalised, screen.contexts.code[own], screen.is_control[own])
-    control_mean_CG = _control_mean(control_sum_CG, screen)
-    return Statistics(library, num_entries, largest, moments.result(), control_mean_CG)
+class Totals:
+    """The sums of all blocks: ``add`` every one in order."""
+
+    def __init__(self, screen: Screen, asked: Asked, num_genes: int) -> None:
+        """Begin at zero."""
+        self._screen, self._asked = screen, asked
+        self._library: list[NDArray[np.float64]] = []
+        self._detected: list[NDArray[np.int32]] = []
+        self._largest = 0.0
+        self._moments_2G = np.zeros((2, num_genes))
+        self._targets_2T = np.zeros((2, len(asked.targets.gene)))
+        self._control_log_CG = np.zeros((len(screen.contexts.names), num_genes))
+        self._genes = np.unique(asked.targets.gene)
+        self._control_CG = np.zeros((len(screen.contexts.names), len(self._genes)))
+        self._column = np.full(num_genes, -1)
+        self._column[self._genes] = np.arange(len(self._genes))
+
+    def add(self, sums: Mapping[str, NDArray[Any]]) -> None:
+        """Add what ``measure`` found in one block."""
+        self._library.append(np.array(sums["library"]))
+        self._detected.append(np.array(sums["detected"]))
+        self._largest = max(self._largest, float(sums["largest"][0]))
+        self._moments_2G += sums["moments"]
+        self._targets_2T += sums["targets"]
+        num_genes = self._control_log_CG.shape[1]
+        place = np.array(sums["control_place"])
+        self._control_log_CG.ravel()[place] += sums["control_log"]
+        context, gene = np.divmod(place, num_genes)
+        target = self._column[gene] >= 0
+        self._control_CG[context[target], self._column[gene[target]]] += sums["control_sum"][target]
+
+    def result(self) -> Statistics:
+        """What was found in all blocks."""
+        screen, targets = self._screen, self._asked.targets
+        mean_log_CG = _control_mean(self._control_log_CG, screen)
+        mean_CG = _control_mean(self._control_CG, screen)
+        sums = TargetSums(
+            sum_T=self._targets_2T[0],
+            sum_log_T=self._targets_2T[1],
+            control_mean_CT=mean_CG[:, self._column[targets.gene]],
+            control_mean_log_CT=mean_log_CG[:, targets.gene],
+        )
+        return Statistics(
+            library_size=np.concatenate(self._library),
+            detected_genes=np.concatenate(self._detected),
+            largest=self._largest,
+            moments=Moments(int(self._asked.chosen.sum()), *self._moments_2G),
+            control_mean_CG=mean_log_CG.astype(np.float32),
+            target_sums=sums,
+        )
 
 
-class _Sums:
-    """Running per-gene sums over chosen cells."""
-
-    def __init__(self, num_genes: int) -> None:
-        self._num_cells = 0
-        self._sum_G = np.zeros(num_genes)
-        self._sum_squares_G = np.zeros(num_genes)
-
-    def add(self, normalised: Any, chosen: NDArray[np.bool_]) -> None:
-        entry = np.repeat(chosen, np.diff(normalised.indptr))
-        gene, value = normalised.indices[entry], normalised.data[entry]
-        self._num_cells += int(chosen.sum())
-        self._sum_G += np.bincount(gene, value, len(self._sum_G))
-        self._sum_squares_G += np.bincount(gene, value * value, len(self._sum_G))
-
-    def result(self) -> Moments:
-        return Moments(self._num_cells, self._sum_G, self._sum_squares_G)
-
-
-def _stop(block: Block) -> int:
-    return block.start + int(block.matrix.shape[0])
-
-
-def _cells_to_select_on(screen: Screen, config: IngestConfig) -> NDArray[np.bool_]:
+def cells_to_select_on(screen: Screen, config: IngestConfig) -> NDArray[np.bool_]:
+    """(kept cells,) which of them decide which genes vary."""
     contexts = screen.contexts.names
     unknown = set(config.held_out_cell_lines) - {context.cell_line for context in contexts}
     if unknown:
@@ -148,14 +157,12 @@ def _cells_to_select_on(screen: Screen, config: IngestConfig) -> NDArray[np.bool
     return np.equal(screen.split[screen.perturbations.code], TRAIN) & ~held_out
 
 
-def _library_size(block: CellBlock, config: IngestConfig) -> NDArray[np.float64]:
+def _library_size(block: CellBlock, column: str | None, scale: InputScale) -> NDArray[np.float64]:
     measured = block.measured
-    entries = measured.data if config.input_scale == "counts" else np.expm1(measured.data.astype(np.float64))
-    cell = np.repeat(np.arange(len(block.rows)), np.diff(measured.indptr))
-    total = np.bincount(cell, entries, len(block.rows)).astype(np.float64)
-    column = find_column(block.source, "obs", Key(config.library_size_key, True))
+    entries = measured.data if scale == "counts" else np.expm1(measured.data.astype(np.float64))
+    total = row_sums(measured.indptr, entries)
     given = library_column(block.source, column, block.rows) if column else None
-    check_library(block.source, block.rows, total, given if config.input_scale == "counts" else None)
+    check_library(block.source, block.rows, total, given if scale == "counts" else None)
     return total if given is None else given
 
 
@@ -166,31 +173,47 @@ def _normalised(stored: Any, library: NDArray[np.float64], scale: InputScale) ->
     else:
         # In the store's own precision of library sizes, so that means and cells agree.
         size = library.astype(np.float32).astype(np.float64)
-        value = stored.data * np.repeat(TARGET_SUM / size, np.diff(stored.indptr))
+        value = scaled_rows(stored.indptr, stored.data, TARGET_SUM / size)
     return type(stored)((value, stored.indices, stored.indptr), shape=stored.shape)
 
 
-def _add_controls(
-    control_sum_CG: NDArray[np.float64],
-    normalised: Any,
-    context: NDArray[np.int32],
-    control: NDArray[np.bool_],
-) -> None:
+def _varied(stored: Any, normalised: NDArray[np.float64], flavour: HvgFlavour) -> NDArray[np.float64]:
+    """The values whose moments the flavour of variable genes needs."""
+    if flavour == "seurat_v3":
+        counts: NDArray[np.float64] = stored.data.astype(np.float64)
+        return counts
+    return np.log1p(normalised) if flavour == "cell_ranger" else normalised
+
+
+def _control_sums(
+    normalised: Any, context: NDArray[np.int32], control: NDArray[np.bool_]
+) -> dict[str, NDArray[Any]]:
+    """Sums over control cells of each context and gene: place (context * genes + gene), sum, sum of log1p."""
     controls = normalised[np.flatnonzero(control)]
-    num_genes = control_sum_CG.shape[1]
     present, local = np.unique(context[control], return_inverse=True)
-    cell = np.repeat(local, np.diff(controls.indptr))
-    where = cell * num_genes + controls.indices
-    sums = np.bincount(where, np.log1p(controls.data), len(present) * num_genes)
-    control_sum_CG[present] += sums.reshape(len(present), num_genes)
+    ones = np.ones(len(local))
+    member = scipy.sparse.csr_matrix((ones, (local, np.arange(len(local)))), shape=(len(present), len(local)))
+    logged = type(controls)(
+        (np.log1p(controls.data), controls.indices, controls.indptr), shape=controls.shape
+    )
+    sums, sums_log = (member @ matrix for matrix in (controls, logged))
+    sums.sort_indices()
+    sums_log.sort_indices()
+    row = np.repeat(present.astype(np.int64), np.diff(sums.indptr))
+    return {
+        "control_place": row * normalised.shape[1] + sums.indices,
+        "control_sum": sums.data,
+        "control_log": sums_log.data,
+    }
 
 
-def _control_mean(control_sum_CG: NDArray[np.float64], screen: Screen) -> NDArray[np.float32]:
-    contexts: Sequence[Context] = screen.contexts.names
+def _control_mean(sum_CG: NDArray[np.float64], screen: Screen) -> NDArray[np.float64]:
+    contexts = screen.contexts.names
     count_C = np.bincount(screen.contexts.code[screen.is_control], minlength=len(contexts)).astype(np.float64)
     lines = np.array([context.cell_line for context in contexts])
-    sum_CG, used_C = control_sum_CG.copy(), count_C.copy()
+    mean_CG, used_C = sum_CG.copy(), count_C.copy()
     for code in np.flatnonzero(screen.controls.fallback):
         of_line = lines == lines[code]
-        sum_CG[code], used_C[code] = control_sum_CG[of_line].sum(0), count_C[of_line].sum()
-    return (sum_CG / used_C[:, None]).astype(np.float32)
+        mean_CG[code], used_C[code] = sum_CG[of_line].sum(0), count_C[of_line].sum()
+    mean_CG /= used_C[:, None]
+    return mean_CG

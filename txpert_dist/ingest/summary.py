@@ -11,7 +11,7 @@ from pydantic import Field
 
 from txpert_dist.config import Section
 from txpert_dist.ingest.columns import FilterRow
-from txpert_dist.store.write import LabelRow
+from txpert_dist.store.write import LabelRow, RowOrder
 
 
 class SourceRecord(Section):
@@ -59,6 +59,12 @@ class IngestSummary(Section):
     """With fewer than two cells: no split-half reproducibility for these."""
     embeddings: dict[str, int] = Field(default_factory=dict)
     """Width of each embedding taken from obsm."""
+    row_order: RowOrder
+    """Whether cells are grouped by split and shuffled, or as in the files."""
+    measured_targets: int
+    """Perturbed genes, of single and joint perturbations, whose expression was measured."""
+    unlowered_targets: int
+    """Of these, those that keep more than 70 % of their expression."""
     labels: tuple[LabelRow, ...]
     """Every label of the sources and the canonical perturbation it became."""
     notes: tuple[str, ...]

@@ -1,15 +1,16 @@
 """From a cell store to the minibatches of one rank.
 
 Enters: an open store, the training rows, the perturbation nodes and a resident control table. Leaves: an
-iterator of ``Minibatch``. Invariants: state is (epoch, step) and nothing else; a cell is read at most once an
-epoch, by the one rank that serves it; at most two windows are in memory, the one being served and the one
-being read (the latter twice while its cells are put in order).
+iterator of ``Minibatch``. Invariants: state is (epoch, step) and nothing else; a cell is read at most once a
+window (so once an epoch, unless sampling repeats it), by the one rank that serves it; at most two windows are
+in memory, the one being served and the one being read, whatever the size of the store.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +20,23 @@ from txpert_dist.errors import ConfigError, InputError
 from txpert_dist.loader.conditions import cells_of_lines
 from txpert_dist.loader.pairing import ControlTable, pair
 from txpert_dist.loader.plan import plan_epoch, remaining, steps_per_epoch
-from txpert_dist.loader.rows import cut, read_rows
+from txpert_dist.loader.rows import Window, cut, read_window, rows_of_window
+from txpert_dist.loader.sampling import (
+    drawn_positions,
+    draws_by_weight,
+    draws_of_perturbations,
+    sampling_weights,
+)
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.store.cells import CellStore
-from txpert_dist.store.expression import gene_view
+from txpert_dist.store.reads import Room
 from txpert_dist.store.splits import SPLITS
 
 CONTROL = 0
 """Perturbation code of control cells."""
+
+CELLS_TOGETHER = 2048
+"""Cells that are put in order at once: a few minibatches, so that handing one over costs next to nothing."""
 
 
 def training_rows(
@@ -49,7 +59,7 @@ class CellLoader:
     """Minibatches of one rank; see ``epoch``.
 
     Raises ``ConfigError`` when the minibatch cannot be shared equally and ``InputError`` when there are
-    fewer rows than one minibatch needs.
+    fewer rows than one minibatch needs, or when ``data.weight_key`` names no weights.
     """
 
     store: CellStore
@@ -79,6 +89,7 @@ class CellLoader:
                 f"{self.store.path}: {len(self.rows)} training cells are fewer than "
                 f"train.minibatch_size={self.minibatch_size}; lower it"
             )
+        _ = self._weights  # read now, so that what is wrong with it is said before training
 
     @property
     def num_steps(self) -> int:
@@ -88,42 +99,90 @@ class CellLoader:
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Minibatch]:
         """This rank's minibatches of ``epoch`` from ``start_step`` on.
 
-        One thread reads the next window while this one is served; what goes wrong there is raised here, and
-        closing the iterator ends the thread. Minibatches of a window share its memory.
+        ``data.reading_threads`` threads read the next window while this one is served, one more puts its
+        cells in order; what goes wrong there is raised here, and closing the iterator ends the threads.
+        Minibatches that follow each other share memory, which is never written to again.
         """
+        rows = self._rows_of(epoch)
         plan = plan_epoch(
-            len(self.rows),
+            len(rows),
             chunk=self.data.chunk,
             window=self.data.window,
             minibatch_size=self.minibatch_size,
             seed=self.seed,
             epoch=epoch,
         )
-        windows = remaining(plan, start_step, rank=self.rank, world=self.world)
+        parts = remaining(plan, start_step, rank=self.rank, world=self.world)
         share = self.minibatch_size // self.world
-        with closing(self._prefetched(windows, epoch)) as read:
-            for window in read:
-                for start in range(0, window.cells.num_cells, share):
-                    yield cut(window, start, start + share)
+        with closing(self._arranged([rows[part] for part in parts], epoch)) as groups:
+            for group in groups:
+                for start in range(0, group.cells.num_cells, share):
+                    yield cut(group, start, start + share)
 
-    def _prefetched(self, windows: list[NDArray[np.int64]], epoch: int) -> Generator[Minibatch, None, None]:
-        view = gene_view(self.genes, len(self.store.genes))
-        reader = ThreadPoolExecutor(1, thread_name_prefix="read-cells")
-        pending: Future[Minibatch] | None = None
+    @cached_property
+    def _weights(self) -> NDArray[np.float64] | None:
+        return sampling_weights(self.store, self.rows, self.data)
+
+    def _rows_of(self, epoch: int) -> NDArray[np.int64]:
+        """The rows of an epoch, as often as each is served; see ``sampling``."""
+        if self.data.sampling == "cells":
+            return self.rows
+        if self._weights is not None:
+            draws_R = draws_by_weight(self._weights, seed=self.seed, epoch=epoch)
+        else:
+            perturbation_R = self.store.perturbation[self.rows]
+            draws_R = draws_of_perturbations(perturbation_R, seed=self.seed, epoch=epoch)
+        return self.rows[drawn_positions(draws_R)]
+
+    def _arranged(self, windows: list[NDArray[np.int64]], epoch: int) -> Generator[Minibatch, None, None]:
+        """The cells of ``windows`` in order, several minibatches together, always one such group ahead."""
+        reader, arranger, *helpers = (
+            ThreadPoolExecutor(1, thread_name_prefix="read-cells")
+            for _ in range(self.data.reading_threads + 1)
+        )
         try:
-            for positions in windows:
-                following = reader.submit(self._read, self.rows[positions], view, epoch)
-                if pending is not None:
-                    yield pending.result()
-                pending = following
-            if pending is not None:
-                yield pending.result()
+            for window, ready in self._windows(windows, epoch, reader, helpers):
+                for part in self._parts(window)[1:]:
+                    coming = arranger.submit(self._arrange, window, part, epoch)
+                    yield ready
+                    ready = coming.result()
+                yield ready
         finally:
-            reader.shutdown(cancel_futures=True)
+            for pool in (reader, arranger, *helpers):
+                pool.shutdown(cancel_futures=True)
 
-    def _read(self, rows: NDArray[np.int64], view: NDArray[np.int32], epoch: int) -> Minibatch:
+    def _windows(
+        self, windows: list[NDArray[np.int64]], epoch: int, reader: Executor, helpers: Sequence[Executor]
+    ) -> Iterator[tuple[Window, Minibatch]]:
+        """Every window with its first group; the next one is read meanwhile.
+
+        Two windows' memory takes turns: a window's is written to again once the next but one is asked for.
+        """
+        rooms: list[Room | None] = [None, None]
+
+        def read(number: int) -> tuple[Window, Minibatch]:
+            room = rooms[number % 2]
+            window = read_window(self.store, windows[number], self.genes, room=room, helpers=helpers)
+            rooms[number % 2] = window.room
+            return window, self._arrange(window, self._parts(window)[0], epoch)
+
+        ahead = (reader.submit(read, number) for number in range(len(windows)))
+        following = next(ahead, None)
+        while following is not None:
+            result = following.result()
+            following = next(ahead, None)
+            yield result
+
+    def _parts(self, window: Window) -> list[slice]:
+        """Groups of whole minibatches that are put in order together."""
+        share = self.minibatch_size // self.world
+        size = max(1, CELLS_TOGETHER // share) * share
+        return [slice(start, start + size) for start in range(0, len(window.rows), size)]
+
+    def _arrange(self, window: Window, part: slice, epoch: int) -> Minibatch:
+        rows = window.rows[part]
         return Minibatch(
-            read_rows(self.store, rows, view),
+            rows_of_window(self.store, window, part),
             pair(self.table, self.store.context[rows], rows, seed=self.seed, epoch=epoch),
             self.nodes_RM[self.store.perturbation[rows]],
         )

@@ -20,7 +20,7 @@ from txpert_dist.config import ControlMatching
 from txpert_dist.loader.rows import read_rows
 from txpert_dist.minibatch import SparseRows
 from txpert_dist.store.cells import CellStore
-from txpert_dist.store.expression import InputScale, gene_view
+from txpert_dist.store.expression import InputScale
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -74,7 +74,7 @@ def control_table(
     if embedding is not None:
         dense_RN = store.take_embedding(embedding, rows)
         return ControlTable(store.input_scale, group, dense_RN, None, indptr, members)
-    cells = read_rows(store, rows, gene_view(genes, len(store.genes)))
+    cells = read_rows(store, rows, genes)
     return ControlTable(store.input_scale, group, None, cells, indptr, members)
 
 

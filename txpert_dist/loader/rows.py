@@ -4,43 +4,63 @@ Enters: a store and row numbers, or minibatches. Leaves: the same cells, otherwi
 cell's entries and library size stay together and in order.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.minibatch import Minibatch, SparseRows
 from txpert_dist.store.cells import CellStore
-from txpert_dist.store.expression import select_genes
+from txpert_dist.store.expression import gene_view
+from txpert_dist.store.kernels import FetchedRows
+from txpert_dist.store.reads import Room, arranged, fetch, gene_dtype, room_for
 
-CELLS_PER_READ = 1024
-"""Cells that are held with all their genes at once, before the view is taken."""
+
+class Window(NamedTuple):
+    """Cells that were read together, not in order yet."""
+
+    rows: NDArray[np.int64]
+    """Row numbers of the store, in the order asked for; repeats allowed."""
+    which: NDArray[np.int64]
+    """Where each of ``rows`` is in ``fetched``."""
+    fetched: FetchedRows
+    room: Room
+    """The memory that ``fetched`` is in."""
 
 
-def read_rows(
+def read_window(
     store: CellStore,
     rows: NDArray[np.int64],
-    view: NDArray[np.int32],
+    genes: NDArray[np.int64],
     *,
-    cells_per_read: int = CELLS_PER_READ,
-) -> SparseRows:
-    """The distinct cells ``rows``, in that order, over the genes of ``view``; each is read once.
+    room: Room | None = None,
+    helpers: Sequence[Executor] = (),
+) -> Window:
+    """The cells ``rows`` over ``genes`` (numbers, ascending); every cell is read once.
 
-    Reading goes upwards through the store, whatever the order asked for. Memory: twice the result.
-    Raises ``StoreError`` for damaged data.
+    ``room`` is memory to be used again where it is large enough. Raises ``StoreError`` for damaged data.
     """
-    ascending = np.argsort(rows)
-    destinations = np.split(ascending, np.arange(cells_per_read, len(rows), cells_per_read))
-    parts = [select_genes(store.take(rows[destination]), view) for destination in destinations]
-    length = np.empty(len(rows), np.int64)
-    for destination, part in zip(destinations, parts, strict=True):
-        length[destination] = np.diff(part.indptr)
-    indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])
-    gene = np.empty(indptr[-1], np.int32)
-    value = np.empty(indptr[-1], parts[0].value.dtype)
-    for destination, part in zip(destinations, parts, strict=True):
-        where = np.repeat(indptr[destination] - part.indptr[:-1], np.diff(part.indptr))
-        where += np.arange(part.indptr[-1])
-        gene[where], value[where] = part.gene, part.value
-    return SparseRows(indptr, gene, value, store.library_size[rows])
+    distinct, which = np.unique(rows, return_inverse=True)
+    room = room_for(store.matrix, distinct, gene_dtype(len(genes)), room)
+    num_genes = len(store.genes)
+    view = None if len(genes) == num_genes else gene_view(genes, num_genes)
+    fetched = fetch(store.matrix, distinct, room, view=view, helpers=helpers)
+    return Window(rows, which, fetched, room)
+
+
+def rows_of_window(store: CellStore, window: Window, part: slice) -> SparseRows:
+    """The cells ``window.rows[part]``, in that order, in memory of their own."""
+    return SparseRows(*arranged(window.fetched, window.which[part]), store.library_size[window.rows[part]])
+
+
+def read_rows(store: CellStore, rows: NDArray[np.int64], genes: NDArray[np.int64]) -> SparseRows:
+    """The cells ``rows``, in that order, over ``genes`` (numbers, ascending).
+
+    Memory: twice the result, all genes' entries at most. Raises ``StoreError`` for damaged data.
+    """
+    return rows_of_window(store, read_window(store, rows, genes), slice(None))
 
 
 def cut(minibatch: Minibatch, start: int, stop: int) -> Minibatch:

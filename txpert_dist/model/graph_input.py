@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_store.graph import NO_EXPANDER, Expander, KnowledgeGraph, Snapshot
+from graph_store import client
+from graph_store.graph import NO_EXPANDER, Expander, KnowledgeGraph, Snapshot, Supra
 from txpert_dist.errors import ConfigError
 
 
@@ -26,6 +27,8 @@ class GraphInput(NamedTuple):
     """Return probabilities of random walks, the used graphs side by side; None when there are none."""
     laplacian_PN: NDArray[np.float32] | None = None
     """Laplacian eigenvectors, likewise."""
+    supra: Supra | None = None
+    """The snapshot's own supra-adjacency, when it is of these very graphs and nodes."""
 
 
 def graph_input(snapshot: Snapshot, use: Sequence[str] | None, num_nodes: int) -> GraphInput:
@@ -35,13 +38,20 @@ def graph_input(snapshot: Snapshot, use: Sequence[str] | None, num_nodes: int) -
     """
     graphs = _chosen(snapshot, use)
     names = [graph.name for graph in graphs]
+    is_whole = num_nodes == len(snapshot.genes) and names == [graph.name for graph in snapshot.graphs]
     return GraphInput(
         num_nodes,
         graphs,
         snapshot.expander,
         _side_by_side(snapshot, names, "random_walk", num_nodes),
         _side_by_side(snapshot, names, "laplacian", num_nodes),
+        snapshot.supra if is_whole else None,
     )
+
+
+def multilayer(graph: GraphInput) -> Supra:
+    """The graphs as layers of one: the snapshot's when it has just these, otherwise made by the same rule."""
+    return client.supra(graph.graphs, graph.num_nodes) if graph.supra is None else graph.supra
 
 
 def _chosen(snapshot: Snapshot, use: Sequence[str] | None) -> tuple[KnowledgeGraph, ...]:

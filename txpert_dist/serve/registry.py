@@ -26,7 +26,8 @@ from mlflow.types.schema import Array, ColSpec, Schema
 
 from txpert_dist.errors import CheckpointError
 from txpert_dist.serve.registered import CHECKPOINT, REPORT, SNAPSHOTS, Registered, open_registered
-from txpert_dist.train.checkpoint import LoadedModel, best_checkpoint, load_model
+from txpert_dist.train.checkpoint import LoadedModel, best_checkpoint, load_model, run_folder_of
+from txpert_dist.train.graphs import graphs_folder
 from txpert_dist.train.tracking import read_run_record
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -160,8 +161,8 @@ def _version(
 def _stage(folder: Path, checkpoint: Path, report: Path, loaded: LoadedModel) -> Path:
     folder.mkdir()
     shutil.copytree(checkpoint, folder / CHECKPOINT, ignore=shutil.ignore_patterns("optimizer*"))
-    location = Path(loaded.config.graph.location) / loaded.snapshot.id
-    shutil.copytree(location, folder / SNAPSHOTS / loaded.snapshot.id)
+    graphs = Path(graphs_folder(loaded.config.graph, run_folder_of(checkpoint)))
+    shutil.copytree(graphs / loaded.snapshot.id, folder / SNAPSHOTS / loaded.snapshot.id)
     shutil.copytree(report, folder / REPORT)
     return folder
 

@@ -1,42 +1,49 @@
 """Filling a sharded array from front to back.
 
-Enters: an empty array and blocks of its rows, of any size. Leaves: the full array. Invariants: rows leave in
-whole shards, so no shard is read back and compressed twice; at most one shard and one block are in memory.
+Enters: the folder of an empty array and blocks of its rows, of any size. Leaves: its shard files. Invariants:
+rows leave in whole shards, so no shard is read back and compressed twice; at most one shard and one block are
+in memory.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from txpert_dist.errors import StoreError
+from txpert_dist.store.shard_file import FileHash, ShardSizes, shard_file, write_shard
 
 
 class AppendedArray:
     """Rows of one array, appended in order: ``append`` all, then ``close``."""
 
-    def __init__(self, array: Any, shard: int) -> None:
-        """``array`` is a Zarr array to fill along its first axis, ``shard`` its rows per shard."""
-        self._array = array
-        self._shard = shard
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: DTypeLike, shards: ShardSizes, fill: float
+    ) -> None:
+        """``folder`` holds the metadata of an array of this ``shape``, cut into ``shards`` along axis 0."""
+        self._folder, self._shape, self._dtype = folder, shape, np.dtype(dtype)
+        self._shards, self._fill = shards, fill
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
         self._written = 0
+        self.files: dict[Path, FileHash] = {}
+        """The shard files written so far."""
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add ``rows`` after those already there."""
-        self._pending.append(rows.astype(self._array.dtype, copy=False))
+        self._pending.append(rows.astype(self._dtype, copy=False))
         self._num_pending += len(rows)
-        whole = self._num_pending - self._num_pending % self._shard
+        whole = self._num_pending - self._num_pending % self._shards.shard
         if whole:
             self._write(whole)
 
     def close(self) -> None:
         """Write what is left; ``StoreError`` when the array is not full now."""
         self._write(self._num_pending)
-        if self._written != self._array.shape[0]:
+        if self._written != self._shape[0]:
             raise StoreError(
-                f"{self._array.name}: {self._written} entries written, {self._array.shape[0]} announced; "
+                f"{self._folder}: {self._written} entries written, {self._shape[0]} announced; "
                 "the source changed while it was read, start again"
             )
 
@@ -44,7 +51,11 @@ class AppendedArray:
         if not count:
             return
         rows = np.concatenate(self._pending)
-        self._array[self._written : self._written + count] = rows[:count]
+        for start in range(0, count, self._shards.shard):
+            path = shard_file(self._folder, (self._written + start) // self._shards.shard, len(self._shape))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = rows[start : min(start + self._shards.shard, count)]
+            self.files[path] = write_shard(path, part, self._shards, self._fill)
         self._pending = [rows[count:].copy()]
         self._num_pending -= count
         self._written += count

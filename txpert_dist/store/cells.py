@@ -5,6 +5,7 @@ is ever returned as data (``StoreError`` instead), and ``take`` returns rows in 
 Open the store in every process that reads it: hand over the path, not the value.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from txpert_dist.errors import StoreError
+from txpert_dist.errors import InputError, StoreError
 from txpert_dist.minibatch import SparseRows
-from txpert_dist.store import layout, manifest
+from txpert_dist.store import layout, manifest, remote
 from txpert_dist.store.controls import Context, ControlIndex
 from txpert_dist.store.expression import InputScale
-from txpert_dist.store.reads import plan_reads
+from txpert_dist.store.reads import Matrix, arranged, fetch, room_for
+from txpert_dist.store.shards import ShardedArray, StoreFiles, open_array
 from txpert_dist.store.splits import split_hash
-
-_GAP = layout.CHUNK_ENTRIES
-"""Entries worth reading through rather than starting another read: one compressed chunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +56,15 @@ class CellStore:
     """(C, genes) mean log1p expression of each context's controls, after fallback."""
     embeddings: dict[str, int]
     """Width of each embedding of the cells, by name."""
-    indptr: NDArray[np.int64] = field(repr=False)
-    """(num_cells + 1,) where each cell's entries begin."""
-    _value: Any = field(repr=False)
-    _gene: Any = field(repr=False)
-    _embedding: dict[str, Any] = field(repr=False)
+    matrix: Matrix = field(repr=False)
+    """The expression matrix, unread; see ``reads.fetch``."""
+    _embedding: dict[str, ShardedArray] = field(repr=False)
+    _origin: dict[str, dict[str, Any]] = field(repr=False)
 
     @property
     def num_cells(self) -> int:
         """Number of cells, controls included."""
-        return len(self.indptr) - 1
+        return len(self.matrix.indptr) - 1
 
     def read(self, start: int, stop: int) -> SparseRows:
         """Cells ``start`` to ``stop`` (exclusive), all genes, values exactly as stored.
@@ -75,26 +73,18 @@ class CellStore:
         """
         if not 0 <= start <= stop <= self.num_cells:
             raise IndexError(f"cells {start}:{stop} of a store of {self.num_cells}")
-        indptr = self.indptr[start : stop + 1]
-        gene, value = self._entries(int(indptr[0]), int(indptr[-1]))
-        return SparseRows(indptr - indptr[0], gene, value, self.library_size[start:stop])
+        return self.take(np.arange(start, stop, dtype=np.int64))
 
     def take(self, rows: NDArray[np.int64]) -> SparseRows:
         """The cells ``rows``, in that order, repeats allowed; all genes, values exactly as stored.
 
-        Nearby rows are fetched by one contiguous read, so sorted neighbourhoods are cheap.
+        Every chunk that holds one of them is decoded once, so sorted neighbourhoods are cheap.
         Raises ``IndexError`` for a row outside the store and ``StoreError`` for damaged data.
         """
         rows = self._checked(rows)
-        plan = plan_reads(self.indptr, np.unique(rows), _GAP)
-        pieces = [self._entries(start, stop) for start, stop in plan.ranges_R2.tolist()]
-        gene = _concatenate([piece[0] for piece in pieces], np.int32)
-        value = _concatenate([piece[1] for piece in pieces], self._value.dtype)
-        length = self.indptr[rows + 1] - self.indptr[rows]
-        indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])
-        begin = plan.begin[np.searchsorted(plan.rows, rows)]
-        where = np.repeat(begin - indptr[:-1], length) + np.arange(indptr[-1])
-        return SparseRows(indptr, gene[where], value[where], self.library_size[rows])
+        distinct, which = np.unique(rows, return_inverse=True)
+        fetched = fetch(self.matrix, distinct, room_for(self.matrix, distinct, np.int32))
+        return SparseRows(*arranged(fetched, which), self.library_size[rows])
 
     def take_embedding(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(R, width) the embedding ``name`` of the cells ``rows``, in that order, repeats allowed.
@@ -103,16 +93,13 @@ class CellStore:
         and ``StoreError`` for an embedding that the store does not have and for damaged data.
         """
         array = self._embedding_array(name)
-        rows = self._checked(rows)
-        values_RN: NDArray[np.float32] = _read(self.path, f"{layout.OBSM}/{name}", array.oindex, rows)
-        # A chunk that vanished after opening reads as NaN, which no stored value is.
-        if not np.isfinite(values_RN).all():
-            raise StoreError(_damaged(self.path, f"{layout.OBSM}/{name}"))
+        values_RN: NDArray[np.float32] = array.take(self._checked(rows))
         return values_RN
 
     def embedding_origin(self, name: str) -> dict[str, Any]:
         """How the embedding ``name`` was made, as its writer noted it."""
-        return dict(self._embedding_array(name).attrs.get(layout.ORIGIN, {}))
+        self._embedding_array(name)
+        return dict(self._origin[name])
 
     def training_genes(self, which: Literal["selected", "all"]) -> NDArray[np.int64]:
         """Gene numbers of the training view, ascending."""
@@ -124,7 +111,7 @@ class CellStore:
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a store of {self.num_cells} cells")
         return rows
 
-    def _embedding_array(self, name: str) -> Any:
+    def _embedding_array(self, name: str) -> ShardedArray:
         if name not in self._embedding:
             there = ", ".join(self.embeddings) or "none"
             raise StoreError(
@@ -133,14 +120,6 @@ class CellStore:
             )
         return self._embedding[name]
 
-    def _entries(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.generic]]:
-        gene = _read(self.path, layout.GENE, self._gene, slice(start, stop))
-        value = _read(self.path, layout.VALUE, self._value, slice(start, stop))
-        # A chunk that vanished after opening reads as fill values, which no stored entry has.
-        if len(gene) and (gene.min() < 0 or not value.all()):
-            raise StoreError(_damaged(self.path, layout.GENE if gene.min() < 0 else layout.VALUE))
-        return gene, value
-
 
 def open_store(path: Path) -> CellStore:
     """Open the store in ``path`` after checking that every file of its manifest is there with its size.
@@ -148,13 +127,15 @@ def open_store(path: Path) -> CellStore:
     Raises ``StoreError`` naming the file or array that is missing, damaged or of another version.
     """
     path = Path(path)
+    stamp = _stamp(path)
     listed = manifest.read(path)
-    manifest.check_sizes(path, listed)
+    manifest.check_sizes(path, remote.present(path, listed))
+    files = StoreFiles(_located(path, listed, stamp), {record.path: record.size for record in listed.files})
     try:
         root = zarr.open_group(str(path), mode="r")
         ours = root[layout.GROUP]
         index = str(root["var"].attrs["_index"])
-        embedding = dict(sorted(root[layout.OBSM].arrays())) if layout.OBSM in root else {}
+        origin = _origins(root)
     except Exception as error:  # noqa: BLE001  zarr raises many kinds for a damaged hierarchy
         raise StoreError(
             f"{path}: its Zarr metadata cannot be read ({error}); ingest the screen again"
@@ -164,14 +145,16 @@ def open_store(path: Path) -> CellStore:
         values: NDArray[Any] = _read(path, f"{prefix}/{name}", group[name], slice(None))
         return values
 
+    embedding = {name: open_array(f"{layout.OBSM}/{name}", files) for name in origin}
     names = load(layout.PERTURBATIONS).tolist()
     split = load(layout.SPLIT)
     lines, batches = load(layout.CELL_LINE_OF_CONTEXT).tolist(), load(layout.BATCH_OF_CONTEXT).tolist()
+    genes = tuple(load(index, root["var"], "var").tolist())
     return CellStore(
         path=path,
         manifest_hash=manifest.file_sha256(path / layout.MANIFEST),
         input_scale=cast(InputScale, str(_read(path, layout.INPUT_SCALE, ours[layout.INPUT_SCALE], ()))),
-        genes=tuple(load(index, root["var"], "var").tolist()),
+        genes=genes,
         selected=load(layout.SELECTED),
         perturbations=tuple(names),
         contexts=tuple(Context(line, batch) for line, batch in zip(lines, batches, strict=True)),
@@ -184,30 +167,123 @@ def open_store(path: Path) -> CellStore:
             load(layout.CONTROL_INDPTR), load(layout.CONTROL_ROWS), load(layout.CONTROL_FALLBACK)
         ),
         control_mean_CG=load(layout.CONTROL_MEAN),
-        embeddings={name: int(array.shape[1]) for name, array in embedding.items()},
-        indptr=load("indptr", root["X"], "X"),
-        _value=root[layout.VALUE],
-        _gene=root[layout.GENE],
+        embeddings={name: array.form.shape[1] for name, array in embedding.items()},
+        matrix=_matrix(path, files, load("indptr", root["X"], "X"), len(genes)),
         _embedding=embedding,
+        _origin=origin,
+    )
+
+
+def open_matrix(path: Path) -> Matrix:
+    """The expression of the store in ``path`` and nothing else; ``StoreError`` when it cannot be read."""
+    stamp, listed = _stamp(path), manifest.read(path)
+    needed = tuple(f for f in listed.files if f.path.startswith("X/") or f.path == "zarr.json")
+    manifest.check_sizes(path, remote.present(path, listed._replace(files=needed)))
+    files = StoreFiles(_located(path, listed, stamp), {record.path: record.size for record in listed.files})
+    group = _group(path, "X")
+    return _matrix(
+        path, files, _read(path, "X/indptr", group["indptr"], slice(None)), group.attrs["shape"][1]
     )
 
 
 def read_summary(path: Path) -> str:
     """The JSON that ingest stored about itself; ``StoreError`` when it cannot be read."""
-    name = f"{layout.GROUP}/{layout.SUMMARY}"
-    return str(_read(path, name, zarr.open_group(str(path), mode="r")[name], ()))
+    return str(_read_one(path, f"{layout.GROUP}/{layout.SUMMARY}", ()))
 
 
 def cell_names(path: Path) -> NDArray[np.object_]:
     """(num_cells,) the cells' names (obs index); ``StoreError`` when they cannot be read."""
-    obs = zarr.open_group(str(path), mode="r")["obs"]
-    index = str(obs.attrs["_index"])
-    return np.asarray(_read(path, f"obs/{index}", obs[index], slice(None)), object)
+    index = str(_group(path, "obs").attrs["_index"])
+    return np.asarray(_read_one(path, f"obs/{index}", slice(None)), object)
+
+
+def numeric_column(path: Path, name: str) -> NDArray[np.float64]:
+    """(num_cells,) the column ``name`` of the cells' table (obs).
+
+    Raises ``InputError`` when there is no such column or it does not hold numbers, and ``StoreError`` for
+    damaged data.
+    """
+    obs = _group(path, "obs")
+    numeric = sorted(column for column, array in obs.arrays() if array.dtype.kind in "uifb")
+    if name not in numeric:
+        near = difflib.get_close_matches(name, numeric, 3, 0.5) or numeric
+        there = f"obs has {', '.join(near)}" if near else "obs has none"
+        raise InputError(f"{path}: no numeric column {name!r} of the cells; {there}")
+    return np.asarray(_read_one(path, f"obs/{name}", slice(None)), np.float64)
 
 
 def verify(path: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> None:
-    """Read every file of the store; ``StoreError`` naming the first one that is not as it was written."""
+    """Read every file of the store; ``StoreError`` naming the first one that is not as it was written.
+
+    Of a store that lies elsewhere, what is not here yet is fetched.
+    """
+    if remote.is_view(Path(path)):
+        remote.fetch_shards(Path(path), progress)
     manifest.check_hashes(Path(path), manifest.read(Path(path)), progress)
+
+
+def _located(path: Path, listed: manifest.Manifest, stamp: tuple[int, int] | None) -> Callable[[str], Path]:
+    """Where each file lies, as long as it is still the one of the manifest that the store was opened with.
+
+    Shards are opened when they are first read: a store that was replaced since must not be mixed in. One that
+    only got more embeddings has the same shards. ``stamp`` is the manifest's from before it was read.
+    """
+    opened_with = {record.path: record for record in listed.files}
+    valid = {stamp: frozenset(listed.files)}
+    fetched = remote.locator(path, listed) if remote.is_view(path) else None
+
+    def locate(name: str) -> Path:
+        now = _stamp(path)
+        if now not in valid:
+            valid[now] = frozenset(manifest.read(path).files)
+        if name in opened_with and opened_with[name] not in valid[now]:
+            raise StoreError(f"{path / name}: the store was replaced since it was opened; start again")
+        return path / name if fetched is None else fetched(name)
+
+    return locate
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the manifest of the store in ``path`` is replaced."""
+    try:
+        status = (path / layout.MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _origins(root: Any) -> dict[str, dict[str, Any]]:
+    """How each embedding was made, by name, in the order of the names."""
+    if layout.OBSM not in root:
+        return {}
+    arrays = sorted(root[layout.OBSM].arrays())
+    return {name: dict(array.attrs.get(layout.ORIGIN, {})) for name, array in arrays}
+
+
+def _matrix(path: Path, files: StoreFiles, indptr: NDArray[np.int64], num_genes: int) -> Matrix:
+    """The expression matrix, after checking that its arrays are of one length."""
+    gene, value = open_array(layout.GENE, files), open_array(layout.VALUE, files)
+    ends = {int(indptr[-1]), *gene.form.shape, *value.form.shape}
+    if indptr[0] or (np.diff(indptr) < 0).any() or len(ends) > 1 or gene.form.chunk != value.form.chunk:
+        raise StoreError(f"{path}/X: its arrays do not belong together; ingest the screen again")
+    return Matrix(indptr, gene, value, num_genes)
+
+
+def _group(path: Path, name: str) -> Any:
+    try:
+        return zarr.open_group(str(path), mode="r")[name]
+    except Exception as error:  # noqa: BLE001  zarr raises many kinds for a damaged hierarchy
+        raise StoreError(
+            f"{path}: its Zarr metadata cannot be read ({error}); ingest the screen again"
+        ) from None
+
+
+def _read_one(path: Path, name: str, where: Any) -> Any:
+    """An array that no open store keeps; Zarr alone would read its missing files as fill values."""
+    listed = manifest.read(path)
+    needed = tuple(f for f in listed.files if f.path == "zarr.json" or f.path.startswith(f"{name}/"))
+    manifest.check_sizes(path, listed._replace(files=needed))
+    return _read(path, name, _group(path, name), where)
 
 
 def _read(path: Path, name: str, array: Any, where: Any) -> Any:
@@ -222,7 +298,3 @@ def _damaged(path: Path, name: str) -> str:
         f"{path / name}: chunks are damaged or missing; "
         f"`txpert store verify {path}` names the file; restore it or ingest again"
     )
-
-
-def _concatenate(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.minibatch import SparseRows
+from txpert_dist.store.kernels import densify, densify_log1p
 
 TARGET_SUM = 4000.0
 """Expression is log1p(4000 * count / library size), as the methods define it."""
@@ -37,6 +38,31 @@ def dense(rows: SparseRows, num_genes: int) -> NDArray[np.float32]:
     cell = np.repeat(np.arange(rows.num_cells), np.diff(rows.indptr))
     x_BG[cell, rows.gene] = rows.value
     return x_BG
+
+
+def dense_log1p(
+    rows: SparseRows,
+    y_BG: NDArray[np.float32],
+    *,
+    input_scale: InputScale,
+    which: NDArray[np.int64] | None = None,
+) -> None:
+    """Fill ``y_BG`` with log1p expression: ``dense(log1p_normalise(rows))``, without the steps between.
+
+    ``which`` are the rows to fill it with, in that order, repeats allowed; all of them when left out.
+    Raises ``IndexError`` for a gene or row outside.
+    """
+    begin, end, library_size = rows.indptr[:-1], rows.indptr[1:], rows.library_size
+    if which is not None:
+        begin, end, library_size = begin[which], end[which], library_size[which]
+    if len(begin) != len(y_BG):
+        raise IndexError(f"{len(begin)} cells do not fill {len(y_BG)} rows")
+    if input_scale == "log1p":
+        densify(begin, end, rows.gene, rows.value, y_BG)
+        return
+    with np.errstate(divide="ignore"):  # a library size of 0 gives an expression that is not finite
+        scale = TARGET_SUM / library_size.astype(np.float64)
+    densify_log1p(begin, end, rows.gene, rows.value, scale, y_BG)
 
 
 def gene_view(genes: NDArray[np.int64], num_genes: int) -> NDArray[np.int32]:

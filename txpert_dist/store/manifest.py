@@ -8,12 +8,13 @@ exists with its size, and the hash of the small metadata files; ``check_hashes``
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from txpert_dist.errors import StoreError
 from txpert_dist.store import layout
+from txpert_dist.store.shard_file import FileHash
 
 
 class FileRecord(NamedTuple):
@@ -33,10 +34,16 @@ class Manifest(NamedTuple):
     files: tuple[FileRecord, ...]
 
 
-def write(folder: Path, fingerprint: str) -> None:
-    """Hash every file below ``folder`` and list them in its ``manifest.json``."""
+def write(folder: Path, fingerprint: str, *, known: Mapping[Path, FileHash]) -> None:
+    """List every file below ``folder`` in its ``manifest.json``; those not ``known`` are hashed."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != layout.MANIFEST)
-    _write(folder, Manifest(fingerprint, tuple(_record(folder, path) for path in files)))
+    records = (
+        FileRecord(path.relative_to(folder).as_posix(), *known[path])
+        if path in known
+        else _record(folder, path)
+        for path in files
+    )
+    _write(folder, Manifest(fingerprint, tuple(records)))
 
 
 def amend(folder: Path, before: Manifest, written: Sequence[Path], *, replaced: str) -> None:

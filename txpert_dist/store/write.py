@@ -2,14 +2,17 @@
 
 Enters: sparse rows and embeddings in store order, source tables, labels. Leaves: a folder that ``open_store``
 and ``anndata.read_zarr`` open, its manifest written last. Invariants: entries leave in whole shards whatever
-the size of the blocks, so memory stays bounded; every array is zstd-compressed with a CRC-32C on each chunk.
-The caller writes to a temporary folder and renames it into place.
+the size of the blocks, so memory stays bounded; every array is compressed with a CRC-32C on each chunk.
+The caller writes to a temporary folder and renames it into place. zarr writes metadata and small arrays; the
+shards of the big ones are written by ``shard_file``.
 """
 
+import os
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anndata
 import numpy as np
@@ -17,25 +20,21 @@ import pandas as pd
 import zarr
 from anndata.io import write_elem
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from txpert_dist.errors import InputError, StoreError
 from txpert_dist.store import layout, manifest
 from txpert_dist.store.appended import AppendedArray
 from txpert_dist.store.controls import Context, ControlIndex
 from txpert_dist.store.expression import InputScale
+from txpert_dist.store.shard_file import DEFAULT_SHARDS, FileHash, ShardSizes, shard_file
 
 _CODECS = (ZstdCodec(level=1), Crc32cCodec())
+"""Of small arrays."""
 
 
-class ShardSizes(NamedTuple):
-    """Entries per compressed chunk, and per file (a whole number of chunks)."""
-
-    chunk: int = layout.CHUNK_ENTRIES
-    shard: int = layout.SHARD_ENTRIES
-
-
-DEFAULT_SHARDS = ShardSizes()
+RowOrder = Literal["split", "source"]
+"""Cells grouped by split and shuffled (controls last), or as the sources have them."""
 
 
 class LabelRow(NamedTuple):
@@ -44,6 +43,18 @@ class LabelRow(NamedTuple):
     label: str
     perturbation: str
     num_cells: int
+
+
+class KnockdownRow(NamedTuple):
+    """How much of a target gene's expression its perturbation left."""
+
+    perturbation: str
+    gene: str
+    num_cells: int
+    log_ratio: float
+    """Mean over cells of log1p expression less the mean of the controls of the cell's batch."""
+    share_left: float
+    """Mean normalised count over that of the controls of the same batches; NaN where they have none."""
 
 
 class Labels(NamedTuple):
@@ -60,12 +71,25 @@ class Labels(NamedTuple):
     controls: ControlIndex
     control_mean_CG: NDArray[np.float32]
     label_rows: tuple[LabelRow, ...]
+    source_row: NDArray[np.int64]
+    """(cells,) position of each row among the kept cells of all sources."""
+    row_order: RowOrder
+    knockdown_rows: tuple[KnockdownRow, ...]
     summary: str
     """What ingest reported, as JSON."""
 
 
+class ShardFiles(NamedTuple):
+    """A shard of counts and the shard of their gene numbers, written already."""
+
+    value: Path
+    value_hash: FileHash
+    gene: Path
+    gene_hash: FileHash
+
+
 class StoreWriter:
-    """Writes one store into a new ``folder``: ``append`` every cell in order, then ``finish``."""
+    """Writes a store into a new ``folder``: ``append`` all cells in order, or ``adopt``; then ``finish``."""
 
     def __init__(
         self,
@@ -84,18 +108,36 @@ class StoreWriter:
         matrix = self._root.create_group("X")
         shape = [num_cells, num_genes]
         matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-        entries = (num_entries,)
-        value = _sharded(self._root, layout.VALUE, entries, dtype, shards, 0)
-        gene = _sharded(self._root, layout.GENE, entries, np.int32, shards, layout.GENE_FILL)
-        self._value, self._gene = AppendedArray(value, shards.shard), AppendedArray(gene, shards.shard)
+        self._value = _sharded(self._root, folder, layout.VALUE, (num_entries,), dtype, shards, 0)
+        self._gene = _sharded(
+            self._root, folder, layout.GENE, (num_entries,), np.int32, shards, layout.GENE_FILL
+        )
         self._length: list[NDArray[np.int64]] = []
         self._num_cells = num_cells
+        self._adopted = False
+        self._hashes: dict[Path, FileHash] = {}
 
     def append(self, indptr: NDArray[np.int64], gene: NDArray[np.int32], value: NDArray[np.generic]) -> None:
         """Add cells: canonical sparse rows (genes ascending, no zeros, no repeats)."""
         self._length.append(np.diff(indptr).astype(np.int64))
         self._gene.append(gene)
         self._value.append(value)
+
+    def adopt(self, lengths: NDArray[np.int64], files: Sequence[ShardFiles]) -> None:
+        """Instead of ``append``: entries of every cell, and all shards, which are linked (else copied)."""
+        self._length, self._adopted = [lengths], True
+        for number, shard in enumerate(files):
+            for name, source, found in (
+                (layout.VALUE, shard.value, shard.value_hash),
+                (layout.GENE, shard.gene, shard.gene_hash),
+            ):
+                path = shard_file(self._folder / name, number, 1)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(source, path)
+                except OSError:  # not every file system has hard links
+                    shutil.copyfile(source, path)
+                self._hashes[path] = found
 
     def write_embedding(
         self, name: str, width: int, blocks: Iterable[NDArray[np.float32]], *, origin: Mapping[str, Any]
@@ -104,7 +146,8 @@ class StoreWriter:
 
         ``origin`` says how it was made, in JSON values. Raises ``StoreError`` when cells are missing.
         """
-        _embedding(self._root, name, (self._num_cells, width), blocks, origin)
+        shape = (self._num_cells, width)
+        self._hashes |= _embedding(self._root, self._folder, name, shape, blocks, origin)
 
     def finish(self, *, obs: pd.DataFrame, var: pd.DataFrame, labels: Labels, fingerprint: str) -> None:
         """Write tables, labels and, last, the manifest. Raises ``StoreError`` when cells are missing."""
@@ -114,14 +157,16 @@ class StoreWriter:
                 f"{self._folder}: {len(lengths)} cells and {len(obs)} rows of obs written, "
                 f"{self._num_cells} announced; the source changed while it was read, start again"
             )
-        self._gene.close()
-        self._value.close()
+        if not self._adopted:
+            for array in (self._gene, self._value):
+                array.close()
+                self._hashes |= array.files
         _element(self._root["X"], "indptr", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
         _element(self._root, "obs", obs)
         _element(self._root, "var", var)
         _element(self._root, "uns", {"txpert": _tree(labels)})
         _consolidate(self._folder)
-        manifest.write(self._folder, fingerprint)
+        manifest.write(self._folder, fingerprint, known=self._hashes)
 
 
 def check_embedding_name(name: str) -> None:
@@ -148,7 +193,7 @@ def add_embedding(
     """
     root = zarr.open_group(str(folder), mode="r+", use_consolidated=False)
     num_cells = int(root[layout.INDPTR].shape[0]) - 1
-    _embedding(root, name, (num_cells, width), blocks, origin)
+    _embedding(root, folder, name, (num_cells, width), blocks, origin)
     _consolidate(folder)
     own = f"{layout.OBSM}/{name}"
     metadata = (folder / "zarr.json", folder / layout.OBSM / "zarr.json")
@@ -158,42 +203,52 @@ def add_embedding(
 
 def _embedding(
     root: Any,
+    folder: Path,
     name: str,
     shape: tuple[int, int],
     blocks: Iterable[NDArray[np.float32]],
     origin: Mapping[str, Any],
-) -> None:
+) -> dict[Path, FileHash]:
     check_embedding_name(name)
     group = root.require_group(layout.OBSM)
     if "encoding-type" not in group.attrs:
         group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     chunk = max(1, layout.EMBEDDING_CHUNK_VALUES // shape[1])
     shards = ShardSizes(chunk, chunk * layout.EMBEDDING_CHUNKS_PER_SHARD)
-    rows = _sharded(group, name, shape, np.float32, shards, np.nan)
-    rows.attrs[layout.ORIGIN] = dict(origin)
-    appended = AppendedArray(rows, shards.shard)
+    appended = _sharded(root, folder, f"{layout.OBSM}/{name}", shape, np.float32, shards, np.nan)
+    group[name].attrs[layout.ORIGIN] = dict(origin)
     for block_RN in blocks:
         if not np.isfinite(block_RN).all():
             raise StoreError(f"embedding {name}: a value is not finite; repair or recompute it")
         appended.append(block_RN)
     appended.close()
+    return appended.files
 
 
 def _sharded(
-    group: Any, name: str, shape: tuple[int, ...], dtype: DTypeLike, shards: ShardSizes, fill: float
-) -> Any:
-    array = group.create_array(
+    root: Any,
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    shards: ShardSizes,
+    fill: float,
+) -> AppendedArray:
+    """Write the metadata of an array, for its shards to be filled in."""
+    inner, level, shuffle = layout.COMPRESSOR
+    size = np.dtype(dtype).itemsize
+    array = root.create_array(
         name,
         shape=shape,
         dtype=np.dtype(dtype),
         chunks=(shards.chunk, *shape[1:]),
         shards=(shards.shard, *shape[1:]),
-        compressors=_CODECS,
+        compressors=(BloscCodec(cname=inner, clevel=level, shuffle=shuffle, typesize=size), Crc32cCodec()),
         fill_value=np.array(fill, dtype)[()],
         config={"write_empty_chunks": True},
     )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return array
+    return AppendedArray(folder / name, shape, dtype, shards, fill)
 
 
 def _consolidate(folder: Path) -> None:
@@ -206,7 +261,7 @@ def _consolidate(folder: Path) -> None:
 
 
 def _tree(labels: Labels) -> dict[str, Any]:
-    rows = labels.label_rows
+    rows, knockdown = labels.label_rows, labels.knockdown_rows
     return {
         layout.VERSION_KEY: layout.VERSION,
         layout.INPUT_SCALE: labels.input_scale,
@@ -222,6 +277,15 @@ def _tree(labels: Labels) -> dict[str, Any]:
         layout.CONTROL_ROWS: labels.controls.rows,
         layout.CONTROL_FALLBACK: labels.controls.fallback,
         layout.CONTROL_MEAN: labels.control_mean_CG,
+        layout.SOURCE_ROW: labels.source_row,
+        layout.ROW_ORDER: labels.row_order,
+        layout.KNOCKDOWN: {
+            "perturbation": np.array([r.perturbation for r in knockdown], object),
+            "gene": np.array([r.gene for r in knockdown], object),
+            "num_cells": np.array([r.num_cells for r in knockdown], np.int64),
+            "log_ratio": np.array([r.log_ratio for r in knockdown], np.float32),
+            "share_left": np.array([r.share_left for r in knockdown], np.float32),
+        },
         layout.LABELS: {
             "label": np.array([r.label for r in rows], object),
             "perturbation": np.array([r.perturbation for r in rows], object),
@@ -232,5 +296,8 @@ def _tree(labels: Labels) -> dict[str, Any]:
 
 
 def _element(group: Any, name: str, value: Any) -> None:
-    with anndata.settings.override(auto_shard_zarr_v3=False, zarr_write_format=3):
-        write_elem(group, name, value, dataset_kwargs={"compressors": _CODECS})
+    with warnings.catch_warnings():
+        # Small arrays are not to be sharded, whatever anndata's default will be.
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        with anndata.settings.override(auto_shard_zarr_v3=False, zarr_write_format=3):
+            write_elem(group, name, value, dataset_kwargs={"compressors": _CODECS})

@@ -28,6 +28,7 @@ from txpert_dist.model import vocabulary as vocabularies
 from txpert_dist.model.graph_input import graph_input
 from txpert_dist.model.txpert import TxPert, build_model
 from txpert_dist.model.vocabulary import Vocabulary
+from txpert_dist.train.graphs import graphs_folder
 from txpert_dist.train.sealed import damage, seal, sha256, sweep
 
 WEIGHTS, OPTIMISER, STATE, CONFIG = "model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"
@@ -118,6 +119,11 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[2]), path) for match, path in matches if match)]
 
 
+def run_folder_of(folder: Path) -> Path:
+    """The run's folder that a checkpoint's lies in."""
+    return folder.absolute().parent.parent
+
+
 def newest_sound(run_folder: Path) -> Found:
     """The newest checkpoint whose every file is as it was written."""
     damaged: list[str] = []
@@ -198,7 +204,8 @@ def load_model(folder: Path, graphs: str | None = None) -> LoadedModel:
         raise CheckpointError(f"{wrong}; use another checkpoint of the run")
     state = read_state(folder)
     config = config_file.load(folder / CONFIG)
-    snapshot = open_snapshot(graphs or config.graph.location, state.snapshot_id)
+    location = graphs or graphs_folder(config.graph, run_folder_of(folder))
+    snapshot = open_snapshot(location, state.snapshot_id)
     model = build_model(
         config.model,
         num_genes=len(state.genes),

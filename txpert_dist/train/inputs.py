@@ -5,23 +5,27 @@ how they go with the model, is said here, before any worker starts.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_store.client import open_snapshot
+from graph_store.client import describe, open_snapshot
 from graph_store.graph import Snapshot
 from txpert_dist import config as configuration
 from txpert_dist.config import Config
 from txpert_dist.errors import ConfigError, InputError
 from txpert_dist.loader.conditions import cell_lines, cells_of_lines, perturbed_rows
 from txpert_dist.loader.loader import training_rows
+from txpert_dist.loader.sampling import sampling_weights
 from txpert_dist.model.encoders.build import check_encoder
 from txpert_dist.model.fusion import MAX_ORDERED
 from txpert_dist.model.graph_input import GraphInput, graph_input
 from txpert_dist.model.vocabulary import Vocabulary, build_vocabulary, node_numbers
 from txpert_dist.store.cells import CellStore, open_store
+from txpert_dist.train.graphs import graphs_folder
+from txpert_dist.train.screen_graphs import check_screen_graphs
 
 
 class Inputs(NamedTuple):
@@ -49,13 +53,19 @@ class Inputs(NamedTuple):
         return tuple(self.store.genes[number] for number in self.genes)
 
 
-def open_inputs(config: Config) -> Inputs:
+def open_inputs(config: Config, snapshot_folder: Path | None = None) -> Inputs:
     """Open store and snapshot and match them with each other and the model.
 
+    ``snapshot_folder`` is a copy to read in place of the run's own, which must have been fetched where it is
+    a service's (``with_graphs``).
     Raises ``StoreError``, ``GraphError``, ``ConfigError`` or ``InputError`` for what a user can repair.
     """
     store = open_store(config.data.store)
-    snapshot = open_snapshot(config.graph.location, config.graph.snapshot)
+    if snapshot_folder is None:
+        location, identity = graphs_folder(config.graph, config.run_folder), config.graph.snapshot
+    else:
+        location, identity = str(snapshot_folder.parent), snapshot_folder.name
+    snapshot = open_snapshot(location, identity)
     vocabulary = build_vocabulary(snapshot, store.perturbations)
     graph = graph_input(snapshot, config.graph.use, len(vocabulary.genes))
     check_encoder(config.model.perturbation, graph)
@@ -63,6 +73,9 @@ def open_inputs(config: Config) -> Inputs:
     width = basal_width(config.model, store, len(genes))
     _check_embedding(config, store)
     training, validation = _rows(config, store)
+    record = describe(location, snapshot.id)
+    used = [layer.name for layer in graph.graphs]
+    check_screen_graphs(record.screens, record.recipe, used, store, config.data.held_out_cell_lines)
     nodes_RM = perturbation_nodes(config.model, vocabulary, store.perturbations)
     if config.model.control_token == "learned" and nodes_RM.shape[1] < 2:
         raise ConfigError(
@@ -161,4 +174,5 @@ def _rows(config: Config, store: CellStore) -> tuple[NDArray[np.int64], NDArray[
             f"{store.path}: {len(training)} training cells, fewer than "
             f"train.minibatch_size={config.train.minibatch_size}; choose a smaller one"
         )
+    sampling_weights(store, training, config.data)  # raises for a column that cannot weigh
     return training, perturbed_rows(store, "validation", among=among)

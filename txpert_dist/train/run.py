@@ -17,7 +17,7 @@ import torch
 from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError
 from txpert_dist.loader.loader import CellLoader
-from txpert_dist.loader.pairing import control_table
+from txpert_dist.loader.shared import shared_control_table
 from txpert_dist.model.txpert import TxPert, build_model, parameter_counts
 from txpert_dist.train import checkpoint, engine
 from txpert_dist.train.batch import Controls, resident_controls
@@ -95,8 +95,12 @@ def find_start(config: Config, inputs: Inputs, device: torch.device) -> Start:
 
 def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.device, hooks: Hooks) -> Run:
     """Loader, model and optimiser as they are at ``start``."""
-    table = control_table(
-        inputs.store, config.data.control_matching, inputs.genes, embedding_key(config.model)
+    table = shared_control_table(
+        inputs.store,
+        config.data.control_matching,
+        inputs.genes,
+        embedding_key(config.model),
+        folder=config.run_folder,
     )
     loader = CellLoader(
         inputs.store,

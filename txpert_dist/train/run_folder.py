@@ -18,18 +18,23 @@ from txpert_dist.config_file import flatten
 from txpert_dist.errors import ConfigError, TrainingError
 from txpert_dist.train.tracking import RECORD, RunRecord, read_run_record
 
-MAY_DIFFER = ("output", "train.epochs", "cluster.", "tracking.")
+MAY_DIFFER = ("output", "train.epochs", "cluster.", "tracking.", "graph.tls_roots")
 """Keys, or beginnings of keys, that may change between two starts of one run."""
 
 
 def absolute(config: Config) -> Config:
     """The same configuration with paths that hold in any working directory."""
-    location = config.graph.location
+    location, roots = config.graph.location, config.graph.tls_roots
     data = config.data.model_copy(update={"store": config.data.store.absolute()})
     if "://" not in location:
         location = str(Path(location).absolute())
-    graph = config.graph.model_copy(update={"location": location})
-    return config.model_copy(update={"data": data, "graph": graph, "output": config.output.absolute()})
+    graph = config.graph.model_copy(
+        update={"location": location, "tls_roots": roots.absolute() if roots else None}
+    )
+    cache = config.cluster.graph_cache
+    cluster = config.cluster.model_copy(update={"graph_cache": cache.absolute() if cache else None})
+    output = config.output.absolute()
+    return config.model_copy(update={"data": data, "graph": graph, "cluster": cluster, "output": output})
 
 
 @contextmanager
@@ -78,6 +83,14 @@ def existing_record(config: Config) -> RunRecord | None:
             f"{config.run_folder}: was made with other values of {listed}; choose another name="
         )
     return record
+
+
+def pinned_snapshot(run_folder: Path) -> str | None:
+    """Id of the graph snapshot that the folder's run was begun with; None when it is new or has none."""
+    if not (run_folder / RECORD).exists():
+        return None
+    graph = read_run_record(run_folder).config.get("graph")
+    return graph.get("snapshot") if isinstance(graph, dict) else None
 
 
 def git_commit() -> str:

@@ -23,9 +23,11 @@ from txpert_dist import errors
 from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError, TrainingError, TxPertError
 from txpert_dist.train.checkpoint import SCORE
+from txpert_dist.train.graph_actor import node_snapshot, offered
+from txpert_dist.train.graphs import with_graphs
 from txpert_dist.train.inputs import open_inputs
 from txpert_dist.train.progress import ProgressFile, followed
-from txpert_dist.train.run_folder import absolute, claimed, existing_record, git_commit
+from txpert_dist.train.run_folder import absolute, claimed, existing_record, git_commit, pinned_snapshot
 from txpert_dist.train.session import Ended, TrainResult, finished, record_run, result
 from txpert_dist.train.tracking import MetricWriter, RunRecord, Status, describe_run, write_run_record
 
@@ -52,15 +54,17 @@ def _silent(_what: str, _done: int, _total: int) -> None:
     return None
 
 
-def train(config: Config, *, progress: Progress = _silent) -> TrainResult:
+def train(config: Config, *, progress: Progress = _silent, graph_token: str | None = None) -> TrainResult:
     """Train to the end on Ray: on the cluster at RAY_ADDRESS, else on this machine.
 
+    ``graph_token`` lets this process, and no other, into the graph service of ``graph.location``.
     ``progress`` is called with (what, done, total) from a thread of its own; a total of 0 is news, not a
     count. Raises ``StoreError``, ``GraphError``, ``InputError``, ``ConfigError``, ``CheckpointError`` or
     ``TrainingError``, each with one line for the user. ``KeyboardInterrupt`` passes through; the same call
     later goes on from the last checkpoint.
     """
     config = absolute(config)
+    config = with_graphs(config, token=graph_token, pinned=pinned_snapshot(config.run_folder))
     inputs = open_inputs(config)
     with claimed(config.run_folder):
         record = existing_record(config)
@@ -101,6 +105,8 @@ def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) 
     try:
         with _interruptible(), _cluster(config), _interruptible():  # again, for Ray sets handlers of its own
             progress(STARTING, 2, 3)
+            if config.cluster.graph_service:
+                offered(config)  # what is wrong with it is said before workers start
             answer = _fit_on_ray(config, task)
     finally:
         shutil.rmtree(config.run_folder / RAY, ignore_errors=True)
@@ -188,7 +194,9 @@ def _fit(config: Config, record: RunRecord, commit: str) -> dict[str, Any]:
     )
     lost = 0
     try:
-        outcome = fit(config, open_inputs(config), device=get_device(), hooks=hooks, git_commit=commit)
+        copy = node_snapshot(config) if config.cluster.graph_service else None
+        inputs = open_inputs(config, copy)
+        outcome = fit(config, inputs, device=get_device(), hooks=hooks, git_commit=commit)
     finally:
         lost = writer.close() if writer else 0
     return {"started_at": outcome.started_at, "damaged": outcome.damaged, "lost_metrics": lost}

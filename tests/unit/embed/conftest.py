@@ -17,7 +17,14 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embed")
     good_screen().write_h5ad(folder / "screen.h5ad")
     path = folder / "store" / "screen.zarr"
-    ingest(IngestConfig(sources=(folder / "screen.h5ad",), store=path, batch_key="batch", cell_line="K562"))
+    config = IngestConfig(
+        sources=(folder / "screen.h5ad",),
+        store=path,
+        batch_key="batch",
+        cell_line="K562",
+        row_order="source",
+    )
+    ingest(config)
     return path
 
 

@@ -75,7 +75,7 @@ def test_ingest_keeps_the_embeddings_named(
     screen.obsm["X_pca"], screen.obsm["X_umap"] = good_embedding(), good_embedding(width=2)
     screen.write_h5ad(tmp_path / "s.h5ad")
     store = tmp_path / "s.zarr"
-    names = ("--embedding=X_pca", "--embedding=X_umap")
+    names = ("--embedding=X_pca", "--embedding=X_umap", "--row-order=source")
     shown = succeeds(monkeypatch, capsys, "ingest", tmp_path / "s.h5ad", "--store", store, *names)
     assert "embedding X_umap" in shown
     assert np.array_equal(open_store(store).take_embedding("X_pca", np.arange(64)), good_embedding())

@@ -179,7 +179,11 @@ def test_the_rest_of_the_store_stays_as_it_was(store: Path, file: Path) -> None:
     assert (store / "notes.txt").read_text() == "mine"
     assert inodes == {path: path.stat().st_ino for path in inodes}  # links, not copies
     config = IngestConfig(
-        sources=(store.parent.parent / "screen.h5ad",), store=store, batch_key="batch", cell_line="K562"
+        sources=(store.parent.parent / "screen.h5ad",),
+        store=store,
+        batch_key="batch",
+        cell_line="K562",
+        row_order="source",
     )
     assert ingest(config).created is False
     assert open_store(store).embeddings == {"X_new": 3}
@@ -207,7 +211,7 @@ def test_cells_of_one_name_cannot_be_matched(tmp_path: Path, file: Path) -> None
     names[9] = "cell8"
     screen.obs.index = names
     screen.write_h5ad(tmp_path / "s.h5ad")
-    ingest(IngestConfig(sources=(tmp_path / "s.h5ad",), store=tmp_path / "s.zarr"))
+    ingest(IngestConfig(sources=(tmp_path / "s.h5ad",), store=tmp_path / "s.zarr", row_order="source"))
     with pytest.raises(
         InputError, match=r"1 cells have another cell's name, .*'cell8'.*obs_names_make_unique"
     ):

@@ -33,6 +33,7 @@ def test_papalexi_pca(tmp_path: Path) -> None:
     config = IngestConfig(
         sources=(tmp_path / "screen.h5ad",),
         store=tmp_path / "s.zarr",
+        row_order="source",
         perturbation_key="target",
         control_label="non-targeting",
         batch_key="bio_rep",

@@ -43,6 +43,7 @@ def stored(folder: Path, made: anndata.AnnData, **settings: Any) -> CellStore:
     config = IngestConfig(
         sources=(folder / "s.h5ad",),
         store=folder / "s.zarr",
+        row_order="source",
         batch_key="batch",
         cell_line_key="line",
         **{"select_genes": 0, **settings},

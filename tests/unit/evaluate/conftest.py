@@ -83,6 +83,7 @@ def screen(tmp_path_factory: pytest.TempPathFactory) -> DenseScreen:
         preset="scperturb",
         select_genes=30,
         split_seed=179,
+        row_order="source",
     )
     ingest(config)
     scanpy.pp.normalize_total(source, target_sum=4000)

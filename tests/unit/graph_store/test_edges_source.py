@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_store.config import Columns, EdgesSource
 from graph_store.genes import make_aliases
 from graph_store.graph import GraphError
+from graph_store.source_config import Columns, EdgesSource
 from graph_store.sources.columns import BLOCK_BYTES
 from graph_store.sources.edges import ENDS, WEIGHTS, read_edges
 
@@ -46,6 +46,13 @@ def test_usual_columns_and_separators_are_recognised(tmp_path, ends, weight, sep
     graph = read(write(tmp_path, "list.txt", text))
     assert graph.genes == ("A", "B", "C")
     assert as_dict(graph) == {("A", "B"): 0.5 if weight else 1.0, ("B", "C"): 2.0 if weight else 1.0}
+
+
+def test_functional_interactions_of_reactome(tmp_path):
+    header = "Gene1\tGene2\tAnnotation\tDirection\tScore\n"
+    text = header + "B\tA\tcatalyzed by; complex\t->\t0.97\nA\tC\tpredicted\t-|\t1.00\n"
+    graph = read(write(tmp_path, "FIsInGene_with_annotations.txt", text))
+    assert as_dict(graph) == {("A", "B"): np.float32(0.97), ("A", "C"): 1.0}
 
 
 def test_named_columns_quotes_byte_order_mark_and_blank_lines(tmp_path):

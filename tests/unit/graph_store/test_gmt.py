@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_store.config import GmtSource
 from graph_store.genes import make_aliases
 from graph_store.graph import GraphError
+from graph_store.source_config import GmtSource
 from graph_store.sources.gmt import read_gmt
 
 

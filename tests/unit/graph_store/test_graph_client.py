@@ -5,8 +5,9 @@ import pytest
 
 from graph_store.build import build
 from graph_store.client import describe, open_snapshot
-from graph_store.config import EdgesSource, GraphConfig, GraphSpec
+from graph_store.config import GraphConfig, GraphSpec
 from graph_store.graph import GraphError
+from graph_store.source_config import EdgesSource
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from graph_store.config import EdgesSource, GmtSource, KeepAll, TopInEdges, TopPercent, load, recipe
+from graph_store.config import KeepAll, TopInEdges, TopPercent, load, recipe
 from graph_store.graph import GraphError
+from graph_store.source_config import EdgesSource, GmtSource
 
 FULL = """\
 seed: 5

@@ -10,13 +10,13 @@ from graph_store.build import build
 from graph_store.client import open_snapshot
 from graph_store.config import (
     AliasTable,
-    EdgesSource,
     ExpanderOptions,
     GraphConfig,
     GraphSpec,
     PositionalOptions,
 )
 from graph_store.graph import GraphError
+from graph_store.source_config import EdgesSource
 from graph_store.sources.nodes import read_node_names
 
 ALIASES = "Symbol,Approved.Symbol\nA,A\nOLDA,A\nB,B\nTWO,A\nTWO,B\nE,E\nOLDE,E\n"

@@ -97,6 +97,20 @@ def test_top_in_edges_against_a_plain_sort(rows, count, directed):
     assert max(np.bincount([row[1] for row in kept]), default=0) <= count
 
 
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 5)), FLOATS), st.integers(1, 4))
+def test_top_in_edges_of_large_node_numbers_are_those_of_small_ones(weights, count):
+    ends = np.array(list(weights), np.int32).reshape(-1, 2).T
+    weight_E = np.array(list(weights.values()), np.float32)
+    # Numbers beyond 16 bits are sorted in another way.
+    small, large = (top_in_edges(Edges(ends + shift, weight_E), count) for shift in (0, 70_000))
+    assert np.array_equal(small.edges_2E + 70_000, large.edges_2E)
+    assert small.weight_E.tobytes() == large.weight_E.tobytes()
+    assert (small.edges_2E.dtype, small.weight_E.dtype) == (np.int32, np.float32)
+
+
 @given(ROWS, st.integers(1, 80))
 def test_top_percent_against_a_plain_sort(rows, count):
     pairs = merge_duplicates(as_edges(rows), directed=False)

@@ -65,7 +65,7 @@ def test_an_ingest_at_work_is_not_disturbed_by_another(tmp_path: Path) -> None:
     try:
         (folder,) = tmp_path.glob(".screen.zarr.*.partial")
         ingest(IngestConfig(sources=(source,), store=store))
-        assert (folder / "store" / "zarr.json").is_file()
+        assert (folder / "shards" / "0" / "value").is_file()
     finally:
         _end(process)
     verify(store)

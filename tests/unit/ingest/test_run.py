@@ -12,6 +12,7 @@ import scanpy
 import scipy.sparse
 
 from tests.bad_inputs import GENES, good_screen
+from tests.unit.ingest.rows import in_source_order, source_row
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
 from txpert_dist.store.cells import CellStore, open_store, verify
@@ -22,13 +23,19 @@ from txpert_dist.store.splits import SPLITS, TRAIN
 Run = Callable[..., CellStore]
 
 
+OURS = ["txpert_library_size", "txpert_detected_genes"]
+"""Columns that ingest adds to obs."""
+
+
 def expression(store: CellStore) -> np.ndarray:
-    rows = log1p_normalise(store.read(0, store.num_cells), input_scale=store.input_scale)
+    """In the order of the files."""
+    rows = log1p_normalise(store.take(in_source_order(store)), input_scale=store.input_scale)
     return dense(rows, len(store.genes))
 
 
 def names(store: CellStore) -> list[str]:
-    return [store.perturbations[code] for code in store.perturbation]
+    """In the order of the files."""
+    return [store.perturbations[code] for code in store.perturbation[in_source_order(store)]]
 
 
 # --- content ----------------------------------------------------------------------------------------------
@@ -43,10 +50,12 @@ def test_anndata_gets_back_what_went_in(run: Run, tmp_path: Path) -> None:
     screen.obs["maybe"] = pd.array([1, None] * 32, "Int64")
     screen.var["length"] = np.linspace(0, 1, len(GENES))
     store = run(tmp_path, screen, batch_key="batch")
-    back = anndata.read_zarr(store.path)
+    back = anndata.read_zarr(store.path)[in_source_order(store)].copy()
     assert (back.X.toarray() == screen.X.toarray()).all()
     assert back.X.dtype == np.uint8
-    pd.testing.assert_frame_equal(back.obs, anndata.read_h5ad(tmp_path / "file0.h5ad").obs)
+    pd.testing.assert_frame_equal(back.obs.drop(columns=OURS), anndata.read_h5ad(tmp_path / "file0.h5ad").obs)
+    assert back.obs["txpert_library_size"].tolist() == screen.X.sum(1).A1.tolist()
+    assert back.obs["txpert_detected_genes"].tolist() == (screen.X > 0).sum(1).A1.tolist()
     pd.testing.assert_frame_equal(back.var, screen.var)
     assert store.genes == GENES
     verify(store.path)
@@ -61,8 +70,9 @@ def test_counts_take_the_smallest_type_that_holds_them(
     counts[0, 1] = largest
     screen.X = scipy.sparse.csr_matrix(counts)
     store = run(tmp_path, screen)
-    assert store.read(0, 1).value.dtype == dtype
-    assert dense(store.read(0, 1), 12)[0, 1] == largest
+    first = store.take(in_source_order(store)[:1])
+    assert first.value.dtype == dtype
+    assert dense(first, 12)[0, 1] == largest
 
 
 @pytest.mark.parametrize("layout", ["csc", "dense", "layer", "raw"])
@@ -100,7 +110,7 @@ def test_a_named_library_size_is_used(run: Run, tmp_path: Path) -> None:
     screen = good_screen()
     screen.obs["total"] *= 3
     store = run(tmp_path, screen, library_size_key="total")
-    assert store.library_size.tolist() == screen.obs["total"].tolist()
+    assert store.library_size[in_source_order(store)].tolist() == screen.obs["total"].tolist()
 
 
 def test_log1p_input_is_stored_as_such(run: Run, tmp_path: Path) -> None:
@@ -160,7 +170,8 @@ def test_contexts_controls_and_their_means(run: Run, tmp_path: Path) -> None:
     screen.obs.loc[lost, "perturbation"] = "MYC"
     store = run(tmp_path, screen, batch_key="gem", cell_line_key="line")
     assert store.contexts == tuple(Context(line, str(gem)) for line in ("K562", "RPE1") for gem in (1, 2, 3))
-    assert [store.contexts[code] for code in store.context] == [
+    order = in_source_order(store)
+    assert [store.contexts[code] for code in store.context[order]] == [
         Context(line, str(gem)) for line, gem in zip(screen.obs["line"], screen.obs["gem"], strict=True)
     ]
     summary = ingest(
@@ -175,7 +186,9 @@ def test_contexts_controls_and_their_means(run: Run, tmp_path: Path) -> None:
         own = in_line & (screen.obs["gem"].astype(str) == batch).to_numpy()
         expected = np.flatnonzero(own if own.any() else in_line)
         start, stop = store.controls.indptr[code : code + 2]
-        assert store.controls.rows[start:stop].tolist() == expected.tolist()
+        rows = store.controls.rows[start:stop]
+        assert rows.tolist() == sorted(rows.tolist())
+        assert sorted(source_row(store)[rows].tolist()) == expected.tolist()
         np.testing.assert_allclose(store.control_mean_CG[code], x_BG[expected].mean(0), rtol=1e-5, atol=1e-7)
     assert store.controls.fallback.tolist() == [False, True, False, False, False, False]
     assert summary.fallback_contexts == ("K562/2",)

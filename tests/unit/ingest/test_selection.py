@@ -11,6 +11,7 @@ import scanpy
 import scipy.sparse
 
 from tests.bad_inputs import GENES, LABELS, good_screen
+from tests.unit.ingest.rows import in_source_order
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
@@ -25,14 +26,20 @@ Run = Callable[..., CellStore]
 # --- choosing cells and genes -----------------------------------------------------------------------------
 
 
+def counts(store: CellStore) -> np.ndarray:
+    """In the order of the files."""
+    return dense(store.take(in_source_order(store)), len(store.genes))
+
+
 def test_filters_keep_their_cells_in_order_and_are_counted(run: Run, tmp_path: Path) -> None:
     screen = good_screen()
     screen.obs["donor"] = pd.Categorical(np.array(["a", "b", "c"])[np.arange(64) % 3])
     settings = {"where": ("donor=a", "batch=1", "donor=c")}
     store = run(tmp_path, screen, **settings)
     kept = np.flatnonzero(screen.obs["donor"].isin(["a", "c"]) & (screen.obs["batch"] == "1"))
-    assert (dense(store.read(0, store.num_cells), 12) == screen.X.toarray()[kept]).all()
-    assert anndata.read_zarr(store.path).obs_names.tolist() == screen.obs_names[kept].tolist()
+    assert (counts(store) == screen.X.toarray()[kept]).all()
+    back = anndata.read_zarr(store.path)[in_source_order(store)]
+    assert back.obs_names.tolist() == screen.obs_names[kept].tolist()
     summary = ingest(IngestConfig(sources=(tmp_path / "file0.h5ad",), store=store.path, **settings))
     assert [(f.filter, f.kept, f.dropped) for f in summary.filters] == [
         ("donor=a|c", 43, 21),
@@ -53,16 +60,16 @@ def test_rare_perturbations_are_kept_and_counted_or_left_out_when_asked(tmp_path
     assert (some.num_cells, some.dropped_perturbations, some.dropped_cells) == (63, 1, 1)
     store = open_store(tmp_path / "b.zarr")
     assert "KLF1" not in store.perturbations
-    assert (dense(store.read(0, 63), 12) == np.delete(screen.X.toarray(), 5, axis=0)).all()
+    assert (counts(store) == np.delete(screen.X.toarray(), 5, axis=0)).all()
 
 
 def test_cells_without_counts_are_dropped_when_asked(run: Run, tmp_path: Path) -> None:
     screen = good_screen()
-    counts = screen.X.toarray()
-    counts[[3, 40]] = 0
-    screen.X = scipy.sparse.csc_matrix(counts)
+    x_BG = screen.X.toarray()
+    x_BG[[3, 40]] = 0
+    screen.X = scipy.sparse.csc_matrix(x_BG)
     store = run(tmp_path, screen, empty_cells="drop")
-    assert (dense(store.read(0, 62), 12) == np.delete(counts, [3, 40], axis=0)).all()
+    assert (counts(store) == np.delete(x_BG, [3, 40], axis=0)).all()
     assert (store.library_size > 0).all()
 
 
@@ -79,24 +86,42 @@ def variable_screen() -> anndata.AnnData:
     return screen
 
 
+def trained(store: CellStore) -> np.ndarray:
+    """Which cells of the file are training cells or controls."""
+    return (store.split[store.perturbation] == TRAIN)[in_source_order(store)]
+
+
 @pytest.mark.parametrize("select_on", ["train", "all"])
-def test_variable_genes_are_scanpys_on_the_same_cells(run: Run, tmp_path: Path, select_on: str) -> None:
+@pytest.mark.parametrize("flavour", ["seurat", "cell_ranger", "seurat_v3"])
+def test_variable_genes_are_scanpys_on_the_same_cells(
+    run: Run, tmp_path: Path, select_on: str, flavour: str
+) -> None:
     screen = variable_screen()
-    store = run(tmp_path, screen, select_genes=30, select_on=select_on)
+    if flavour == "cell_ranger":  # which cannot have many genes of the same mean: of no count at all
+        screen = screen[:, screen.X.any(0)].copy()
+    store = run(tmp_path, screen, select_genes=30, select_on=select_on, hvg_flavour=flavour)
     used = screen.copy()
     used.X = used.X.astype(np.float64)
-    scanpy.pp.normalize_total(used, target_sum=4000)
-    scanpy.pp.log1p(used)
+    if flavour != "seurat_v3":
+        scanpy.pp.normalize_total(used, target_sum=4000)
+        scanpy.pp.log1p(used)
     if select_on == "train":
-        used = used[store.split[store.perturbation] == TRAIN].copy()
-    expected = scanpy.pp.highly_variable_genes(used, flavor="seurat", n_top_genes=30, inplace=False)
+        used = used[trained(store)].copy()
+    expected = scanpy.pp.highly_variable_genes(used, flavor=flavour, n_top_genes=30, inplace=False)
     assert store.selected.tolist() == np.flatnonzero(expected["highly_variable"]).tolist()
+
+
+def test_seurat_v3_is_refused_for_values_that_are_no_counts(run: Run, tmp_path: Path) -> None:
+    screen = variable_screen()
+    screen.X = np.log1p(screen.X)
+    with pytest.raises(InputError, match="seurat_v3 needs counts"):
+        run(tmp_path, screen, input_scale="log1p", hvg_flavour="seurat_v3")
 
 
 def test_test_cells_do_not_choose_the_genes(run: Run, tmp_path: Path) -> None:
     screen = variable_screen()
     plain = run(tmp_path / "a", screen, select_genes=30)
-    held_out = plain.split[plain.perturbation] != TRAIN
+    held_out = ~trained(plain)
     changed = screen.copy()
     changed.X[held_out] = changed.X[held_out][:, ::-1] * 7 + 1
     assert run(tmp_path / "b", changed, select_genes=30).selected.tolist() == plain.selected.tolist()
@@ -107,7 +132,7 @@ def test_perturbed_cells_of_a_held_out_line_do_not_choose_the_genes(run: Run, tm
     screen.obs["line"] = np.where(np.arange(screen.n_obs) % 3, "K562", "RPE1")
     options = {"select_genes": 30, "cell_line_key": "line"}
     plain = run(tmp_path / "a", screen, held_out_cell_lines=("RPE1",), **options)
-    hidden = (plain.perturbation != 0) & (screen.obs["line"] == "RPE1").to_numpy()
+    hidden = (screen.obs["perturbation"] != "ctrl").to_numpy() & (screen.obs["line"] == "RPE1").to_numpy()
     changed = screen.copy()
     changed.X[hidden] = changed.X[hidden][:, ::-1] * 7 + 1
     again = run(tmp_path / "b", changed, held_out_cell_lines=("RPE1",), **options)
@@ -136,12 +161,12 @@ def test_cell_lines_join_on_the_genes_they_share(run: Run, tmp_path: Path) -> No
     shared = [gene for gene in GENES if gene in set(second.var_names)]
     assert list(store.genes) == shared
     joined = np.concatenate([first[:, shared].X.toarray(), second[:, shared].X.toarray()])
-    assert (dense(store.read(0, 104), len(shared)) == joined).all()
+    assert (counts(store) == joined).all()
     # The library size is of all genes of a cell's file, before the join.
     totals = [*first.X.sum(1).A1, *second.X.sum(1).A1]
-    assert store.library_size.tolist() == totals
+    assert store.library_size[in_source_order(store)].tolist() == totals
     assert {context.cell_line for context in store.contexts} == {"K562", "RPE1"}
-    back = anndata.read_zarr(store.path)
+    back = anndata.read_zarr(store.path)[in_source_order(store)].copy()
     assert (back.X.toarray() == joined).all()
     assert back.obs["only_here"].isna().tolist() == [True] * 64 + [False] * 40
     assert back.obs["only_here"].dropna().tolist() == list(range(40))
@@ -157,7 +182,7 @@ def test_cell_lines_join_on_any_gene(run: Run, tmp_path: Path) -> None:
     second.var["only_there"] = np.arange(7)
     store = run(tmp_path, first, second, cell_line_key="line", batch_key="batch", genes_join="union")
     assert list(store.genes) == [*GENES, "NEW3"]
-    x_BG = dense(store.read(0, 104), 13)
+    x_BG = counts(store)
     assert (x_BG[:64, :12] == first.X.toarray()).all()
     assert (x_BG[64:][:, [store.genes.index(g) for g in second.var_names]] == second.X.toarray()).all()
     assert x_BG[:64, 12].sum() == 0

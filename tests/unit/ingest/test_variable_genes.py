@@ -5,16 +5,27 @@ import numpy as np
 import pytest
 import scanpy
 
-from txpert_dist.ingest.variable_genes import Moments, normalised_dispersion, select_variable_genes
+from txpert_dist.errors import InputError
+from txpert_dist.ingest.variable_genes import (
+    Moments,
+    expected_variance,
+    normalised_dispersion,
+    select_by_variance,
+    select_variable_genes,
+)
 
 
-def screen(seed: int, num_cells: int = 400, num_genes: int = 300) -> anndata.AnnData:
+def counts(seed: int, num_cells: int = 400, num_genes: int = 300) -> np.ndarray:
     rng = np.random.default_rng(seed)
     mean = rng.gamma(0.5, 3.0, num_genes)
     counts = rng.negative_binomial(2, 2 / (2 + mean), (num_cells, num_genes)).astype(np.float64)
     counts[:, :3] = 0  # never measured
     counts[:, 3] = 1 + counts[:, 4]
-    data = anndata.AnnData(counts)
+    return counts
+
+
+def screen(seed: int) -> anndata.AnnData:
+    data = anndata.AnnData(counts(seed))
     scanpy.pp.normalize_total(data, target_sum=4000)
     scanpy.pp.log1p(data)
     return data
@@ -53,3 +64,55 @@ def test_genes_without_variance_are_never_selected() -> None:
     selected = select_variable_genes(moments(data.X, 400), 299)
     assert not set(selected.tolist()) & {0, 1, 2}
     assert selected.tolist() == np.flatnonzero(data.X.var(0) > 0).tolist()
+
+
+def plain_moments(x_BG: np.ndarray) -> Moments:
+    return Moments(len(x_BG), x_BG.sum(0), (x_BG * x_BG).sum(0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [5, 50, 200])
+def test_cell_ranger_selects_scanpys_genes(seed: int, count: int) -> None:
+    data = screen(seed)
+    expected = scanpy.pp.highly_variable_genes(data, flavor="cell_ranger", n_top_genes=count, inplace=False)
+    found = select_variable_genes(plain_moments(data.X), count, "cell_ranger")
+    assert found.tolist() == np.flatnonzero(expected["highly_variable"]).tolist()
+
+
+def test_cell_ranger_refuses_what_it_cannot_bin() -> None:
+    x_BG = counts(0)
+    x_BG[:, :80] = 0
+    with pytest.raises(InputError, match=r"too many genes have the same mean.*--hvg-flavour seurat"):
+        select_variable_genes(plain_moments(x_BG), 20, "cell_ranger")
+
+
+def variance_selected(x_BG: np.ndarray, count: int) -> list[int]:
+    found = plain_moments(x_BG)
+    expected = expected_variance(found)
+    clipped = plain_moments(np.minimum(x_BG, expected.clip_G))
+    return select_by_variance(found, clipped, expected, count).tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [5, 50, 200])
+def test_seurat_v3_selects_scanpys_genes(seed: int, count: int) -> None:
+    x_BG = counts(seed)
+    x_BG[0, 7] = 5_000  # far above what is clipped
+    expected = scanpy.pp.highly_variable_genes(
+        anndata.AnnData(x_BG), flavor="seurat_v3", n_top_genes=count, inplace=False
+    )
+    found, wanted = variance_selected(x_BG, count), np.flatnonzero(expected["highly_variable"]).tolist()
+    assert len(found) == count
+    # scanpy leaves open which of several genes with the very same variance comes last; we take the first.
+    last = expected["variances_norm"].iloc[wanted].min()
+    assert all(expected["variances_norm"].iloc[gene] == last for gene in set(found) ^ set(wanted))
+
+
+def test_seurat_v3_never_selects_a_gene_without_variance() -> None:
+    x_BG = counts(0)
+    assert variance_selected(x_BG, 299) == np.flatnonzero(x_BG.var(0) > 0).tolist()
+
+
+def test_seurat_v3_says_so_when_there_are_too_few_genes() -> None:
+    with pytest.raises(InputError, match="seurat_v3 cannot fit a variance to 2 genes"):
+        expected_variance(plain_moments(counts(0)[:, 3:5]))

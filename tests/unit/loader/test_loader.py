@@ -22,7 +22,7 @@ from txpert_dist.loader.plan import plan_epoch
 from txpert_dist.loader.rows import read_rows
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.store.cells import CellStore, open_store
-from txpert_dist.store.expression import dense, gene_view
+from txpert_dist.store.expression import dense
 
 REUSE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -69,7 +69,7 @@ def assert_holds(
 ) -> None:
     store = one.store
     assert minibatch.cells.indptr.dtype == np.int64
-    assert minibatch.cells.gene.dtype == np.int32
+    assert minibatch.cells.gene.dtype == np.uint16
     assert minibatch.cells.value.dtype == np.uint8
     np.testing.assert_array_equal(dense(minibatch.cells, len(one.genes)), truth[rows][:, one.genes])
     np.testing.assert_array_equal(minibatch.cells.library_size, store.library_size[rows])
@@ -172,19 +172,10 @@ def test_controls_have_no_perturbation_nodes(store: CellStore) -> None:
 @REUSE
 def test_rows_are_read_in_any_order(store: CellStore, expected: np.ndarray, rows: list[int]) -> None:
     wanted = np.array(rows)
-    view = gene_view(store.selected, len(store.genes))
-    read = read_rows(store, wanted, view)
+    read = read_rows(store, wanted, store.selected)
     np.testing.assert_array_equal(dense(read, len(store.selected)), expected[wanted][:, store.selected])
     for start, stop in zip(read.indptr[:-1], read.indptr[1:], strict=True):
         assert (np.diff(read.gene[start:stop]) > 0).all()
-
-
-def test_reads_longer_than_one_piece(store: CellStore, expected: np.ndarray) -> None:
-    """More cells than are held with all genes at once: pieces meet without a seam."""
-    wanted = np.random.default_rng(0).permutation(420)
-    view = gene_view(store.selected, len(store.genes))
-    read = read_rows(store, wanted, view, cells_per_read=50)
-    np.testing.assert_array_equal(dense(read, len(store.selected)), expected[wanted][:, store.selected])
 
 
 def reading_threads() -> int:
@@ -196,7 +187,7 @@ def test_the_thread_ends_with_the_epoch_and_with_an_abandoned_iterator(store: Ce
     assert reading_threads() == 0
     minibatches = cast(Generator[Minibatch, None, None], one.epoch(0))
     next(minibatches)
-    assert reading_threads() == 1
+    assert 0 < reading_threads() <= one.data.reading_threads + 1
     minibatches.close()
     assert reading_threads() == 0
     for _ in one.epoch(0):

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch_geometric.utils import add_self_loops, coalesce, remove_self_loops
 
-from graph_store.graph import KnowledgeGraph
+from graph_store import client
+from graph_store.graph import GraphError, KnowledgeGraph
 from txpert_dist.model.attention.edges import (
     EdgeList,
     Edges,
@@ -89,15 +90,18 @@ def test_self_loops_are_pygs_with_mean_weights(weights):
     np.testing.assert_allclose(found.weight_EK[:, 0], weight_E / largest, rtol=1e-6, atol=1e-7)
 
 
-@given(graphs=st.lists(weighted_edges, min_size=1, max_size=3), self_loops=st.booleans())
-def test_supra_graph_is_the_layers_and_the_coupling(graphs, self_loops):
-    found = supra_edges(
-        [graph_of(weights) for weights in graphs], NUM_NODES, self_loops=self_loops, reverse_edges=False
-    )
+@given(
+    graphs=st.lists(weighted_edges, min_size=1, max_size=3),
+    self_loops=st.booleans(),
+    reverse_edges=st.booleans(),
+)
+def test_supra_graph_is_the_layers_and_the_coupling(graphs, self_loops, reverse_edges):
+    supra = client.supra([graph_of(weights) for weights in graphs], NUM_NODES)
+    found = supra_edges(supra, self_loops=self_loops, reverse_edges=reverse_edges)
     expected = {}
     for layer, weights in enumerate(graphs):
         start = layer * NUM_NODES
-        single = plain_union([weights], self_loops=self_loops, reverse_edges=False)
+        single = plain_union([weights], self_loops=self_loops, reverse_edges=reverse_edges)
         for (source, target), (weight,) in single.items():
             row = [0.0] * len(graphs)
             row[layer] = weight
@@ -160,5 +164,5 @@ def test_an_edge_outside_the_nodes_is_refused(edge):
     graph = graph_of({(0, 1): 1.0, edge: 1.0})
     with pytest.raises(ValueError, match="'g' has an edge outside its 6 nodes"):
         union_edges([graph], NUM_NODES, self_loops=True, reverse_edges=False)
-    with pytest.raises(ValueError, match="'g' has an edge outside its 6 nodes"):
-        supra_edges([graph], NUM_NODES, self_loops=True, reverse_edges=False)
+    with pytest.raises(GraphError, match="'g' has an edge outside its 6 nodes"):
+        client.supra([graph], NUM_NODES)

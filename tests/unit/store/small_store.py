@@ -50,6 +50,9 @@ def write_store(folder: Path, x_BG: NDArray[np.uint32], **embeddings: NDArray[np
         controls=build_control_index(context, perturbation == 0, contexts),
         control_mean_CG=np.ones((2, num_genes), np.float32),
         label_rows=(LabelRow("ctrl", "control", 3),),
+        source_row=np.arange(num_cells),
+        row_order="source",
+        knockdown_rows=(),
         summary="{}",
     )
     obs = pd.DataFrame({"n": np.arange(num_cells)}, index=[f"c{i}" for i in range(num_cells)])

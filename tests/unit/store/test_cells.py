@@ -19,7 +19,6 @@ from txpert_dist.store import layout, manifest
 from txpert_dist.store.cells import CellStore, open_store, verify
 from txpert_dist.store.controls import Context
 from txpert_dist.store.expression import dense
-from txpert_dist.store.reads import plan_reads
 from txpert_dist.store.splits import SPLITS
 from txpert_dist.store.write import StoreWriter
 
@@ -77,20 +76,6 @@ def test_read_is_take_of_a_range(store: CellStore, x_BG: NDArray[np.uint32], sta
     stop = min(start + length, NUM_CELLS)
     read = store.read(start, stop)
     assert (dense(read, NUM_GENES) == x_BG[start:stop]).all()
-
-
-@given(data=st.data(), gap=st.integers(0, 40))
-@settings(max_examples=60)
-def test_reads_are_disjoint_ascending_and_bridge_only_small_gaps(data: st.DataObject, gap: int) -> None:
-    lengths = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=30))
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1)))), np.int64)
-    plan = plan_reads(indptr, rows, gap)
-    entries = np.concatenate([np.zeros(0, np.int64)] + [np.arange(a, b) for a, b in plan.ranges_R2])
-    assert (np.diff(entries) > 0).all()
-    assert ((plan.ranges_R2[1:, 0] - plan.ranges_R2[:-1, 1]) > gap).all()
-    for row, begin in zip(rows, plan.begin, strict=True):
-        assert entries[begin : begin + lengths[row]].tolist() == list(range(indptr[row], indptr[row + 1]))
 
 
 @pytest.mark.parametrize("rows", [[-1], [NUM_CELLS], [0, NUM_CELLS + 5]])

@@ -68,6 +68,9 @@ def write_store(
         controls=controls,
         control_mean_CG=np.stack([y_BG[rows].mean(0) for rows in rows_of]).astype(np.float32),
         label_rows=(LabelRow("control", "control", 1),),
+        source_row=np.arange(NUM_CELLS),
+        row_order="source",
+        knockdown_rows=(),
         summary="{}",
     )
     writer = StoreWriter(
@@ -94,7 +97,7 @@ def write_snapshot(folder: Path, names: Sequence[str] = ("curated", "screen")) -
         pairs = sorted({(int(t), int(s)) for t, s in rng.integers(0, len(genes), (40, 2)) if t != s})
         edges_2E = np.array([[s for _, s in pairs], [t for t, _ in pairs]], np.int32)
         graphs.append(KnowledgeGraph(name, edges_2E, np.ones(len(pairs), np.float32)))
-    numbers = dict.fromkeys(GraphReport.model_fields.keys() - {"name"}, 0)
+    numbers = dict.fromkeys(GraphReport.model_fields.keys() - {"name", "details"}, 0)
     draft = snapshot.Draft(
         recipe={},
         inputs=(),

@@ -11,7 +11,15 @@ from txpert_dist.config import ControlMatching
 from txpert_dist.loader.loader import CellLoader
 from txpert_dist.loader.pairing import control_table
 from txpert_dist.store.expression import dense, log1p_normalise
-from txpert_dist.train.batch import dense_batch, resident_controls
+from txpert_dist.train.batch import (
+    SparseCells,
+    Staging,
+    control_rows,
+    dense_batch,
+    resident_controls,
+)
+from txpert_dist.train.batch import _dense as dense_on_device
+from txpert_dist.train.batch import _tensor as as_tensor
 from txpert_dist.train.inputs import open_inputs
 
 CPU = torch.device("cpu")
@@ -72,3 +80,74 @@ def test_wide_counts_keep_their_value():
         array = np.array([1, 200], kind)
         tensor = _tensor(array)
         assert tensor[torch.tensor([1, 0])].tolist() == [200, 1]
+
+
+def some_minibatches(inputs_folder, matching, genes="selected"):
+    config = configuration(inputs_folder, inputs_folder, data={"control_matching": matching, "genes": genes})
+    inputs = open_inputs(config)
+    table = control_table(inputs.store, matching, inputs.genes)
+    loader = CellLoader(
+        inputs.store,
+        inputs.training,
+        genes=inputs.genes,
+        nodes_RM=inputs.nodes_RM,
+        data=config.data,
+        table=table,
+        seed=0,
+        rank=0,
+        world=1,
+        minibatch_size=32,
+    )
+    return list(loader.epoch(0)), table, len(inputs.genes)
+
+
+@pytest.mark.parametrize("matching", ["matched", "matched_mean"])
+def test_what_travels_to_a_device_and_is_made_dense_there_is_what_the_cpu_makes(inputs_folder, matching):
+    """The way of a GPU, taken to the CPU: staged in one piece, widened, made dense by torch."""
+    minibatches, table, num_genes = some_minibatches(inputs_folder, matching)
+    controls = resident_controls(table, num_genes=num_genes, device=CPU)
+    there = controls
+    if table.cells is not None:
+        there = controls._replace(cells=SparseCells(*(as_tensor(field) for field in table.cells)))
+        assert there.cells.gene.dtype == torch.int16
+    staging = Staging(CPU)
+    for minibatch in minibatches:
+        arrays = [minibatch.control, minibatch.perturbations_BM, *minibatch.cells]
+        control, perturbations_BM, *cells = staging.copy(arrays)
+        batch = dense_batch(minibatch, controls, device=CPU)
+        torch.testing.assert_close(dense_on_device(SparseCells(*cells), controls), batch.observed_BG)
+        torch.testing.assert_close(control_rows(there, control), batch.control_BN)
+        assert torch.equal(perturbations_BM, batch.perturbations_BM)
+
+
+def test_staged_arrays_are_copies_that_outlast_the_next_ones():
+    """Sizes that change, more minibatches than slots, every type that travels, empty arrays too."""
+    rng = np.random.default_rng(0)
+    staging = Staging(CPU)
+    kept = []
+    for size in (5, 0, 700, 3, 64, 65, 2000, 1):
+        arrays = [
+            rng.integers(0, 200, size).astype(dtype) for dtype in ("u1", "u2", "u4", "i4", "i8", "f4")
+        ] + [rng.integers(-1, 9, (size, 2)).astype(np.int32)]
+        arrays[1] += np.uint16(65_300)
+        kept.append((arrays, staging.copy(arrays)))
+    for arrays, tensors in kept:
+        for array, tensor in zip(arrays, tensors, strict=True):
+            bits = np.int16 if array.dtype == np.uint16 else array.dtype
+            assert np.array_equal(tensor.numpy(), array.view(bits) if bits == np.int16 else array)
+            assert tensor.shape == array.shape
+
+
+def test_memory_is_used_again_only_where_it_is_handed_over(inputs_folder):
+    (first, second, *_), table, num_genes = some_minibatches(inputs_folder, "matched")
+    controls = resident_controls(table, num_genes=num_genes, device=CPU)
+    expected = dense_batch(second, controls, device=CPU)
+    kept = dense_batch(first, controls, device=CPU)
+    before = kept.observed_BG.clone()
+    again = dense_batch(second, controls, device=CPU, out=dense_batch(first, controls, device=CPU))
+    assert torch.equal(again.observed_BG, expected.observed_BG)
+    assert torch.equal(again.control_BN, expected.control_BN)
+    assert torch.equal(kept.observed_BG, before)
+    reused = dense_batch(second, controls, device=CPU, out=kept)
+    assert reused.observed_BG.data_ptr() == kept.observed_BG.data_ptr()
+    assert reused.control_BN.data_ptr() == kept.control_BN.data_ptr()

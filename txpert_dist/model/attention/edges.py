@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graph_store.graph import KnowledgeGraph
+from graph_store.graph import COUPLING, KnowledgeGraph, Supra
 
 
 class EdgeList(NamedTuple):
@@ -83,37 +83,22 @@ def union_edges(
     return with_self_loops(edges, num_nodes) if self_loops else edges
 
 
-def supra_edges(
-    graphs: Sequence[KnowledgeGraph], num_genes: int, *, self_loops: bool, reverse_edges: bool
-) -> EdgeList:
-    """The multilayer graph: one copy of every gene for each graph, node ``layer * num_genes + gene``.
+def supra_edges(supra: Supra, *, self_loops: bool, reverse_edges: bool) -> EdgeList:
+    """The edges of the multilayer graph: within each layer as ``union_edges`` of its graph, then couplings.
 
-    Within a layer the edges are that graph's, between layers every copy of a gene is connected with its other
-    copies, both ways (supra-adjacency with identity coupling). Coupling edges have weight 0. Raises
-    ``ValueError`` as ``union_edges`` does.
+    Node ``layer * genes + gene`` is the copy of ``gene`` in ``layer``; couplings have weight 0 in all graphs.
     """
-    num_layers = len(graphs)
-    parts = [
-        union_edges([graph], num_genes, self_loops=self_loops, reverse_edges=reverse_edges)
-        for graph in graphs
+    layers = [
+        KnowledgeGraph(f"layer {layer}", supra.edges_2M[:, inside], supra.weight_M[inside])
+        for layer, inside in ((layer, supra.layer_M == layer) for layer in range(supra.num_layers))
     ]
-    sources, targets, weights = [], [], []
-    for layer, part in enumerate(parts):
-        sources.append(part.edges_2E[0] + layer * num_genes)
-        targets.append(part.edges_2E[1] + layer * num_genes)
-        weight_EK = np.zeros((len(part.weight_EK), num_layers), np.float32)
-        weight_EK[:, layer] = part.weight_EK[:, 0]
-        weights.append(weight_EK)
-    genes = np.arange(num_genes)
-    for one in range(num_layers):
-        for other in range(num_layers):
-            if one != other:
-                sources.append(genes + one * num_genes)
-                targets.append(genes + other * num_genes)
-                weights.append(np.zeros((num_genes, num_layers), np.float32))
-    edges_2E = np.stack([np.concatenate(sources), np.concatenate(targets)])
+    num_nodes = supra.num_layers * supra.num_genes
+    within = union_edges(layers, num_nodes, self_loops=self_loops, reverse_edges=reverse_edges)
+    couplings_2E = supra.edges_2M[:, supra.layer_M == COUPLING].astype(np.int64)
+    edges_2E = np.concatenate([within.edges_2E, couplings_2E], axis=1)
+    none_EK = np.zeros((couplings_2E.shape[1], supra.num_layers), np.float32)
     order = np.lexsort(edges_2E)
-    return EdgeList(edges_2E[:, order], np.concatenate(weights)[order])
+    return EdgeList(edges_2E[:, order], np.concatenate([within.weight_EK, none_EK])[order])
 
 
 def with_self_loops(edges: EdgeList, num_nodes: int) -> EdgeList:

@@ -27,7 +27,7 @@ from txpert_dist.model.attention.edges import Edges, supra_edges, union_edges
 from txpert_dist.model.dropout import DropoutKey, graph_dropout
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.stack import attention_stack
-from txpert_dist.model.graph_input import GraphInput
+from txpert_dist.model.graph_input import GraphInput, multilayer
 
 
 class GatMlgEncoder(nn.Module):
@@ -42,10 +42,7 @@ class GatMlgEncoder(nn.Module):
         self.reference = 0 if options.reference is None else names.index(options.reference)
         self.features = NodeFeatures(graph, options.node_features, options.positional)
         edges = supra_edges(
-            graph.graphs,
-            graph.num_nodes,
-            self_loops=options.self_loops,
-            reverse_edges=options.reverse_edges,
+            multilayer(graph), self_loops=options.self_loops, reverse_edges=options.reverse_edges
         )
         self.stack = attention_stack(
             options, edges, self.num_graphs * self.num_nodes, width=options.node_features, sites=sites

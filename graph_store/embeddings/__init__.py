@@ -1,0 +1,1 @@
+"""Node embeddings: kept by version (``store``), searched (``neighbours``), compared (``alignment``)."""

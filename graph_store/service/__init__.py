@@ -1,0 +1,1 @@
+"""The graph service: snapshots and embeddings over Arrow Flight."""
