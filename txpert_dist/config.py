@@ -57,9 +57,9 @@ class Data(Section):
     """Every cell once an epoch, every perturbation equally often, or cells by the numbers of weight_key."""
     weight_key: str | None = None
     """Numeric column of the store's obs: how often each cell is drawn, in proportion."""
-    chunk: PositiveInt = 256
+    chunk: PositiveInt = 1024
     """Consecutive cells that one read fetches."""
-    window: PositiveInt = 64
+    window: PositiveInt = 16
     """Chunks whose cells are shuffled together."""
     reading_threads: PositiveInt = 2
     """Threads of a worker that read and decode the next window; what they deliver does not depend on it."""

@@ -15,7 +15,8 @@ import numcodecs.blosc
 import numpy as np
 from numpy.typing import NDArray
 
-from txpert_dist.loader.rows import Window, read_window, rows_of_window
+from txpert_dist.loader.memory import ReusedMemory
+from txpert_dist.loader.rows import Window, read_rows, read_window, rows_of_window
 from txpert_dist.minibatch import SparseRows
 from txpert_dist.store.cells import CellStore, open_store
 from txpert_dist.store.expression import dense_log1p
@@ -58,13 +59,14 @@ def limits(path: Path) -> dict[str, float]:
     useful = (matrix.indptr[order + 1] - matrix.indptr[order]).sum() / (len(chunks) * len(gene_K))
     cells = len(rows) / 1e3
     dense = np.empty((MINIBATCH, len(store.genes)), np.float32)
-    parts = _minibatches(store, window)
+    memory = ReusedMemory()
+    parts = _minibatches(store, window, memory)
     source, target = np.ones(COPIED, np.uint8), np.empty(COPIED, np.uint8)
     return {
         "copy 5 MB, MB/s": COPIED / 1e6 / _seconds(lambda: np.copyto(target, source)),
         **{f"read {kib} KiB from the page cache, MB/s": _read_rate(path, kib << 10) for kib in (64, 1024)},
         "read and decode": cells / (_seconds(decode) * useful),
-        "put in order": cells / _seconds(lambda: _minibatches(store, window)),
+        "put in order": cells / _seconds(lambda: _minibatches(store, window, memory)),
         "densify counts": cells / _seconds(lambda: _densify(parts, dense, counts=True)),
         "densify and log1p": cells / _seconds(lambda: _densify(parts, dense, counts=False)),
     }
@@ -78,7 +80,7 @@ def layouts(path: Path) -> list[Layout]:
     """
     store = open_store(path)
     rows = np.arange(min(CELLS, len(store.perturbation)))
-    cells = rows_of_window(store, read_window(store, rows, np.arange(len(store.genes))), slice(None))
+    cells = read_rows(store, rows, np.arange(len(store.genes)))
     gene = cells.gene.astype(np.int32)
     packed, begin = pack(cells.indptr, gene, cells.value)
     room_gene, room_value = np.empty_like(cells.gene), np.empty_like(cells.value)
@@ -157,10 +159,10 @@ def _seconds(function: Callable[[], object]) -> float:
     return best
 
 
-def _minibatches(store: CellStore, window: Window) -> list[SparseRows]:
+def _minibatches(store: CellStore, window: Window, memory: ReusedMemory) -> list[SparseRows]:
     num_cells = len(window.rows)
     starts = range(0, num_cells - num_cells % MINIBATCH, MINIBATCH)
-    return [rows_of_window(store, window, slice(start, start + MINIBATCH)) for start in starts]
+    return [rows_of_window(store, window, slice(start, start + MINIBATCH), memory) for start in starts]
 
 
 def _densify(parts: list[SparseRows], dense: NDArray[np.float32], *, counts: bool) -> None:

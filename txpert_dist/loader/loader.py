@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from txpert_dist.config import Data
 from txpert_dist.errors import ConfigError, InputError
 from txpert_dist.loader.conditions import cells_of_lines
+from txpert_dist.loader.memory import ReusedMemory
 from txpert_dist.loader.pairing import ControlTable, pair
 from txpert_dist.loader.plan import plan_epoch, remaining, steps_per_epoch
 from txpert_dist.loader.rows import Window, cut, read_window, rows_of_window
@@ -101,7 +102,7 @@ class CellLoader:
 
         ``data.reading_threads`` threads read the next window while this one is served, one more puts its
         cells in order; what goes wrong there is raised here, and closing the iterator ends the threads.
-        Minibatches that follow each other share memory, which is never written to again.
+        Minibatches that follow each other share memory, which is not written to while one of them is kept.
         """
         rows = self._rows_of(epoch)
         plan = plan_epoch(
@@ -118,6 +119,10 @@ class CellLoader:
             for group in groups:
                 for start in range(0, group.cells.num_cells, share):
                     yield cut(group, start, start + share)
+
+    @cached_property
+    def _memory(self) -> ReusedMemory:
+        return ReusedMemory()
 
     @cached_property
     def _weights(self) -> NDArray[np.float64] | None:
@@ -182,7 +187,7 @@ class CellLoader:
     def _arrange(self, window: Window, part: slice, epoch: int) -> Minibatch:
         rows = window.rows[part]
         return Minibatch(
-            rows_of_window(self.store, window, part),
+            rows_of_window(self.store, window, part, self._memory),
             pair(self.table, self.store.context[rows], rows, seed=self.seed, epoch=epoch),
             self.nodes_RM[self.store.perturbation[rows]],
         )

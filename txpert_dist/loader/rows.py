@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from txpert_dist.loader.memory import ReusedMemory
 from txpert_dist.minibatch import Minibatch, SparseRows
 from txpert_dist.store.cells import CellStore
 from txpert_dist.store.expression import gene_view
@@ -50,9 +51,10 @@ def read_window(
     return Window(rows, which, fetched, room)
 
 
-def rows_of_window(store: CellStore, window: Window, part: slice) -> SparseRows:
+def rows_of_window(store: CellStore, window: Window, part: slice, memory: ReusedMemory) -> SparseRows:
     """The cells ``window.rows[part]``, in that order, in memory of their own."""
-    return SparseRows(*arranged(window.fetched, window.which[part]), store.library_size[window.rows[part]])
+    entries = arranged(window.fetched, window.which[part], memory.lend)
+    return SparseRows(*entries, store.library_size[window.rows[part]])
 
 
 def read_rows(store: CellStore, rows: NDArray[np.int64], genes: NDArray[np.int64]) -> SparseRows:
@@ -60,7 +62,7 @@ def read_rows(store: CellStore, rows: NDArray[np.int64], genes: NDArray[np.int64
 
     Memory: twice the result, all genes' entries at most. Raises ``StoreError`` for damaged data.
     """
-    return rows_of_window(store, read_window(store, rows, genes), slice(None))
+    return rows_of_window(store, read_window(store, rows, genes), slice(None), ReusedMemory())
 
 
 def cut(minibatch: Minibatch, start: int, stop: int) -> Minibatch:

@@ -6,7 +6,7 @@ entries; what is returned does not depend on how the work was shared out.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -107,13 +107,18 @@ def fetch(
 
 
 def arranged(
-    fetched: FetchedRows, which: NDArray[np.int64]
+    fetched: FetchedRows,
+    which: NDArray[np.int64],
+    empty: Callable[[tuple[int, ...], DTypeLike], NDArray[Any]] = np.empty,
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """``indptr``, gene and value of the cells ``which`` (positions in ``fetched``), in that order."""
+    """``indptr``, gene and value of the cells ``which`` (positions in ``fetched``), in that order.
+
+    ``empty`` gives the memory that genes and values are put into.
+    """
     indptr = np.zeros(len(which) + 1, np.int64)
     np.cumsum(fetched.length[which], out=indptr[1:])
-    gene = np.empty(indptr[-1], fetched.gene.dtype)
-    value = np.empty(indptr[-1], fetched.value.dtype)
+    gene = empty((int(indptr[-1]),), fetched.gene.dtype)
+    value = empty((int(indptr[-1]),), fetched.value.dtype)
     gather(fetched.begin[which], fetched.gene, fetched.value, indptr, gene, value)
     return indptr, gene, value
 

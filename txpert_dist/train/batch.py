@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from txpert_dist.loader.memory import ReusedMemory
 from txpert_dist.loader.pairing import ControlTable
 from txpert_dist.minibatch import Minibatch, SparseRows
 from txpert_dist.model.expression import dense_expression
@@ -99,6 +100,8 @@ class Controls(NamedTuple):
     input_scale: InputScale
     num_genes: int
     staging: Staging
+    memory: ReusedMemory
+    """For the dense rows of a CPU."""
 
 
 def resident_controls(table: ControlTable, *, num_genes: int, device: torch.device) -> Controls:
@@ -108,35 +111,32 @@ def resident_controls(table: ControlTable, *, num_genes: int, device: torch.devi
     cells: SparseRows | SparseCells | None = table.cells
     if table.cells is not None and device.type != "cpu":
         cells = SparseCells(*(_tensor(field).to(device) for field in table.cells))
-    return Controls(dense_RN, cells, table.input_scale, num_genes, staging)
+    return Controls(dense_RN, cells, table.input_scale, num_genes, staging, ReusedMemory())
 
 
-def control_rows(controls: Controls, rows: Tensor, out_BN: Tensor | None = None) -> Tensor:
-    """control_BN of the rows ``rows`` of the control table, on its device; expression on the log1p scale.
-
-    ``out_BN``, on a CPU, is memory to put them into.
-    """
+def control_rows(controls: Controls, rows: Tensor) -> Tensor:
+    """control_BN of the rows ``rows`` of the control table, on its device; expression on the log1p scale."""
     if controls.dense_RN is not None:
+        out_BN = (
+            _memory(controls, len(rows), controls.dense_RN.shape[1]) if rows.device.type == "cpu" else None
+        )
         return torch.index_select(controls.dense_RN, 0, rows, out=out_BN)
     if isinstance(controls.cells, SparseRows):
-        return _dense_on_cpu(controls.cells, controls, rows.numpy(), out_BN)
+        return _dense_on_cpu(controls.cells, controls, rows.numpy())
     if controls.cells is not None:
         return _dense(_rows(controls.cells, rows), controls)
     raise ValueError("a control table holds dense rows or cells")
 
 
-def dense_batch(
-    minibatch: Minibatch, controls: Controls, *, device: torch.device, out: DenseBatch | None = None
-) -> DenseBatch:
+def dense_batch(minibatch: Minibatch, controls: Controls, *, device: torch.device) -> DenseBatch:
     """Controls, observations (B, G) on the log1p scale, and the perturbed nodes, on ``device``.
 
-    ``out``, on a CPU, is an earlier minibatch of as many cells whose memory is used again.
+    On a CPU, memory of earlier minibatches that nobody kept is used again.
     """
     if device.type == "cpu":
-        rows = torch.from_numpy(minibatch.control)
         return DenseBatch(
-            control_rows(controls, rows, None if out is None else out.control_BN),
-            _dense_on_cpu(minibatch.cells, controls, None, None if out is None else out.observed_BG),
+            control_rows(controls, torch.from_numpy(minibatch.control)),
+            _dense_on_cpu(minibatch.cells, controls, None),
             torch.from_numpy(minibatch.perturbations_BM),
         )
     control, perturbations_BM, *cells = controls.staging.copy(
@@ -146,13 +146,14 @@ def dense_batch(
     return DenseBatch(control_rows(controls, control), observed_BG, perturbations_BM)
 
 
-def _dense_on_cpu(
-    cells: SparseRows, controls: Controls, rows: NDArray[np.int64] | None, out_BG: Tensor | None
-) -> Tensor:
-    num_rows = cells.num_cells if rows is None else len(rows)
-    y_BG = torch.empty(num_rows, controls.num_genes) if out_BG is None else out_BG
+def _dense_on_cpu(cells: SparseRows, controls: Controls, rows: NDArray[np.int64] | None) -> Tensor:
+    y_BG = _memory(controls, cells.num_cells if rows is None else len(rows), controls.num_genes)
     dense_log1p(cells, y_BG.numpy(), which=rows, input_scale=controls.input_scale)
     return y_BG
+
+
+def _memory(controls: Controls, num_rows: int, width: int) -> Tensor:
+    return torch.from_numpy(controls.memory.lend((num_rows, width), np.float32))
 
 
 def _dense(cells: SparseCells, controls: Controls) -> Tensor:

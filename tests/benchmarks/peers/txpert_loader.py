@@ -15,12 +15,11 @@ from txpert_dist.config import Data
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
 from txpert_dist.loader.loader import CellLoader
+from txpert_dist.loader.memory import ReusedMemory
 from txpert_dist.loader.pairing import control_table
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.store.cells import open_store
 from txpert_dist.store.expression import dense_log1p
-
-BUFFERS = 3
 
 
 def prepare(screen: Path, store: Path, setting: measure.Setting) -> None:
@@ -52,15 +51,16 @@ def open_loader(path: Path, setting: measure.Setting, share: measure.Share) -> m
     if deliver in ("mean", "drawn"):
         return _paired(loader, table)
     scale = "counts" if deliver == "log1p" else "log1p"  # what is expression already is left as it is
+    memory = ReusedMemory()
 
-    def dense(minibatch: Minibatch, out: Any) -> Any:
+    def dense(minibatch: Minibatch) -> Any:
         import torch
 
-        y_BG = np.empty((minibatch.cells.num_cells, len(genes)), np.float32) if out is None else out.numpy()
+        y_BG = memory.lend((minibatch.cells.num_cells, len(genes)), np.float32)
         dense_log1p(minibatch.cells, y_BG, input_scale=scale)
         return torch.from_numpy(y_BG)
 
-    return _reusing(loader, dense)
+    return _each(loader, dense)
 
 
 def _paired(loader: CellLoader, table: Any) -> measure.Epoch:
@@ -70,20 +70,18 @@ def _paired(loader: CellLoader, table: Any) -> measure.Epoch:
 
     device = torch.device("cpu")
     controls = resident_controls(table, num_genes=len(loader.genes), device=device)
-    return _reusing(loader, lambda minibatch, out: dense_batch(minibatch, controls, device=device, out=out))
+    return _each(loader, lambda minibatch: dense_batch(minibatch, controls, device=device))
 
 
-def _reusing(loader: CellLoader, dense: Any) -> measure.Epoch:
-    """Dense minibatches in a few buffers that take turns."""
+def _each(loader: CellLoader, dense: Any) -> measure.Epoch:
+    """Dense minibatches, made by the thread that takes them."""
     import torch
 
     torch.set_num_threads(1)
-    ring: list[Any] = [None] * BUFFERS
 
     def epoch(number: int) -> Iterator[tuple[Any, int]]:
-        for step, minibatch in enumerate(loader.epoch(number)):
-            ring[step % BUFFERS] = dense(minibatch, ring[step % BUFFERS])
-            yield ring[step % BUFFERS], minibatch.cells.num_cells
+        for minibatch in loader.epoch(number):
+            yield dense(minibatch), minibatch.cells.num_cells
 
     return epoch
 

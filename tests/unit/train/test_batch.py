@@ -138,16 +138,24 @@ def test_staged_arrays_are_copies_that_outlast_the_next_ones():
             assert tensor.shape == array.shape
 
 
-def test_memory_is_used_again_only_where_it_is_handed_over(inputs_folder):
-    (first, second, *_), table, num_genes = some_minibatches(inputs_folder, "matched")
+@pytest.mark.parametrize("matching", ["matched", "matched_mean"])
+def test_memory_is_used_again_only_when_nobody_keeps_it(inputs_folder, matching):
+    (first, second, *_), table, num_genes = some_minibatches(inputs_folder, matching)
     controls = resident_controls(table, num_genes=num_genes, device=CPU)
     expected = dense_batch(second, controls, device=CPU)
     kept = dense_batch(first, controls, device=CPU)
     before = kept.observed_BG.clone()
-    again = dense_batch(second, controls, device=CPU, out=dense_batch(first, controls, device=CPU))
+    places = {kept.observed_BG.data_ptr(), kept.control_BN.data_ptr()}
+    again = dense_batch(second, controls, device=CPU)
     assert torch.equal(again.observed_BG, expected.observed_BG)
     assert torch.equal(again.control_BN, expected.control_BN)
     assert torch.equal(kept.observed_BG, before)
-    reused = dense_batch(second, controls, device=CPU, out=kept)
-    assert reused.observed_BG.data_ptr() == kept.observed_BG.data_ptr()
-    assert reused.control_BN.data_ptr() == kept.control_BN.data_ptr()
+    assert places.isdisjoint({again.observed_BG.data_ptr(), again.control_BN.data_ptr()})
+    row = kept.observed_BG[3]  # a view keeps the whole
+    del kept
+    dense_batch(second, controls, device=CPU)
+    assert torch.equal(row, before[3])
+    del row
+    reused = dense_batch(second, controls, device=CPU)
+    assert not places.isdisjoint({reused.observed_BG.data_ptr(), reused.control_BN.data_ptr()})
+    assert torch.equal(reused.observed_BG, expected.observed_BG)
