@@ -77,7 +77,6 @@ class Measured(NamedTuple):
 
 
 MODES = (Mode("warm", 1, False), Mode("2 ranks", 2, False), Mode("cold", 1, True))
-COARSE = {"chunk": 1024, "window": 16}
 ANNBATCH = ((512, 32), (1024, 16), (2048, 8))
 """Cells that annbatch reads in one piece, and how many such pieces it mixes; the first is its default."""
 
@@ -85,9 +84,9 @@ ANNBATCH = ((512, 32), (1024, 16), (2048, 8))
 def ways() -> list[Way]:
     """Every case, ours first."""
 
-    def ours(deliver: str, name: str, **data: Any) -> Way:
-        setting = {"deliver": deliver, "data": data}
-        return Way(f"txpert {deliver}{name}", "txpert_loader", "txpert_dist", "ours.zarr", deliver, setting)
+    def ours(deliver: str) -> Way:
+        setting = {"deliver": deliver}
+        return Way(f"txpert {deliver}", "txpert_loader", "txpert_dist", "ours.zarr", deliver, setting)
 
     def annbatch(chunk: int, preload: int, *, dense: bool, labels: bool, narrow: bool) -> Way:
         deliver = "dense" if dense else "sparse"
@@ -100,8 +99,7 @@ def ways() -> list[Way]:
     def dense(name: str, script: str, module: str, store: str, **setting: Any) -> Way:
         return Way(name, script, module, store, "dense", setting)
 
-    found = [ours(deliver, "") for deliver in ("sparse", "counts", "log1p", "mean", "drawn")]
-    found += [ours(deliver, " 1024 x 16", **COARSE) for deliver in ("sparse", "counts", "mean")]
+    found = [ours(deliver) for deliver in ("sparse", "counts", "log1p", "mean", "drawn")]
     for is_dense in (False, True):
         found.append(annbatch(*ANNBATCH[0], dense=is_dense, labels=True, narrow=False))
         for pieces in ANNBATCH[is_dense:]:

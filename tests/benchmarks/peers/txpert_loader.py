@@ -39,7 +39,7 @@ def open_loader(path: Path, setting: measure.Setting, share: measure.Share) -> m
         np.arange(len(store.perturbation)),
         genes=genes,
         nodes_RM=np.arange(len(store.perturbations), dtype=np.int32)[:, None],
-        data=Data(store=path, **setting.get("data", {})),
+        data=Data(store=path),
         table=table,
         seed=share.seed,
         rank=share.rank,
