@@ -2,12 +2,14 @@
 
 import os
 import secrets
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
 
+from txpert_dist.cli import reading
 from txpert_dist.cli.places import StorePlace
 from txpert_dist.cli.screen import output, progress, say, table
 
@@ -78,46 +80,23 @@ def simulate(
 
 
 def ingest(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(help="h5ad files, Zarr AnnData or 10x folders; one a line, say.", show_default=False),
-    ],
+    sources: reading.Sources,
     store: Annotated[Path, typer.Option(help="Cell store to write.", show_default=False)],
-    preset: Annotated[
-        Literal["gears", "txpert", "replogle", "scperturb", "state", "vcc", "xatlas", "10x"] | None,
-        typer.Option(
-            help="Column names of a family of files; each key can still be given.", show_default=False
-        ),
-    ] = None,
-    perturbation_key: Annotated[str | None, typer.Option(help="obs column of perturbations.")] = None,
-    control_label: Annotated[
-        str | None, typer.Option(help="Label of control cells; usual spellings are recognised.")
-    ] = None,
-    control_key: Annotated[
-        str | None, typer.Option(help="obs column, true or false, of which cells are controls.")
-    ] = None,
-    labels: Annotated[
-        list[Path] | None,
-        typer.Option(help="csv or tsv that labels the barcodes of a 10x folder (repeatable)."),
-    ] = None,
-    batch_key: Annotated[str | None, typer.Option(help="obs column of the experimental batch.")] = None,
-    cell_line_key: Annotated[str | None, typer.Option(help="obs column of the cell line.")] = None,
-    cell_line: Annotated[str | None, typer.Option(help="The cell line, when no column has it.")] = None,
-    gene_name_key: Annotated[str | None, typer.Option(help="var column of gene symbols.")] = None,
-    library_size_key: Annotated[
-        str | None, typer.Option(help="obs column of total counts, when the file lacks genes.")
-    ] = None,
-    layer: Annotated[str, typer.Option(help="Where the counts are: X, raw or a layer's name.")] = "X",
-    input_scale: Annotated[
-        Literal["counts", "log1p"], typer.Option(help="log1p: the file holds only log-normalised values.")
-    ] = "counts",
-    embedding: Annotated[
-        list[str] | None, typer.Option(help="obsm key of an embedding to keep, e.g. X_pca (repeatable).")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only cells with column=value (repeatable).")
-    ] = None,
-    separator: Annotated[str | None, typer.Option(help="Between genes of one label, besides +.")] = None,
+    preset: reading.Preset = None,
+    perturbation_key: reading.PerturbationKey = None,
+    control_label: reading.ControlLabel = None,
+    control_key: reading.ControlKey = None,
+    labels: reading.LabelTables = None,
+    batch_key: reading.BatchKey = None,
+    cell_line_key: reading.CellLineKey = None,
+    cell_line: reading.CellLine = None,
+    gene_name_key: reading.GeneNameKey = None,
+    library_size_key: reading.LibrarySizeKey = None,
+    layer: reading.Layer = "X",
+    input_scale: reading.Scale = "counts",
+    embedding: reading.Embedding = None,
+    where: reading.Where = None,
+    separator: reading.Separator = None,
     genes_join: Annotated[
         Literal["intersection", "union"], typer.Option(help="Genes of several files.")
     ] = "intersection",
@@ -133,8 +112,13 @@ def ingest(
         list[str] | None,
         typer.Option(help="Line whose perturbed cells have no say in that (repeatable).", show_default=False),
     ] = None,
+    split: Annotated[
+        Literal["random", "gears"],
+        typer.Option(help="gears: as GEARS divides perturbations, with its sub-groups; its seed is 1."),
+    ] = "random",
+    gears_mode: reading.Gears = "simulation",
     split_seed: Annotated[int, typer.Option(help="Decides train, validation and test.")] = 0,
-    min_cells: Annotated[int, typer.Option(help="Leave out perturbations with fewer cells.")] = 1,
+    min_cells: reading.MinCells = 1,
     require_knockdown: Annotated[
         float | None,
         typer.Option(
@@ -142,18 +126,14 @@ def ingest(
             show_default=False,
         ),
     ] = None,
-    unlabelled: Annotated[
-        Literal["refuse", "drop"], typer.Option(help="What to do with cells without a perturbation label.")
-    ] = "refuse",
-    empty_cells: Annotated[
-        Literal["refuse", "drop"], typer.Option(help="What to do with cells without any count.")
-    ] = "refuse",
+    unlabelled: reading.Unlabelled = "refuse",
+    empty_cells: reading.EmptyCells = "refuse",
     row_order: Annotated[
         Literal["split", "source"],
         typer.Option(help="split: cells of a split together, shuffled; source: as in the files."),
     ] = "split",
-    workers: Annotated[int, typer.Option(help="Processes; more than one need Ray.")] = 1,
-    memory_gib: Annotated[float, typer.Option(help="Memory that each process may take.")] = 2.0,
+    workers: reading.Workers = 1,
+    memory_gib: reading.MemoryGib = 2.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn Perturb-seq files (h5ad, Zarr, 10x) into a cell store: counts, controls, splits, genes.
@@ -191,6 +171,8 @@ def ingest(
         hvg_flavour=hvg_flavour,
         select_on=select_on,
         held_out_cell_lines=tuple(held_out_cell_line or ()),
+        split=split,
+        gears_mode=gears_mode,
         split_seed=split_seed,
         min_cells=min_cells,
         require_knockdown=require_knockdown,
@@ -227,6 +209,7 @@ def show_summary(summary: "IngestSummary") -> None:
         ["batches", f"{summary.num_contexts:,}"],
         ["perturbations", f"{summary.num_perturbations:,}"],
         *splits,
+        *([["sub-groups of validation and test", _subgroups(summary)]] if summary.subgroups else []),
         ["batches that borrow the line's controls", f"{len(summary.fallback_contexts):,}"],
         ["cells in them", f"{summary.fallback_cells:,}"],
         ["cells left out", f"{summary.dropped_cells:,}"],
@@ -249,6 +232,17 @@ def show_summary(summary: "IngestSummary") -> None:
         say(f"note: {row.filter} keeps {row.kept:,} cells and leaves out {row.dropped:,}")
     for note in summary.notes:
         say(f"note: {note}")
+
+
+def _subgroups(summary: "IngestSummary") -> str:
+    times = Counter(summary.subgroups.values())
+    return ", ".join(f"{name} {number:,}" for name, number in sorted(times.items()))
+
+
+def say_changed(store: Path, before: str, after: str) -> None:
+    """Say that a store is another one, by the hashes of its manifests."""
+    change = f"manifest {before[:12]} -> {after[:12]}"
+    say(f"{store} is another store now ({change}): runs started on the store as it was cannot go on")
 
 
 @store.command()

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from txpert_dist.cli.data import Overwrite
-from txpert_dist.cli.screen import output, progress, say, table
+from txpert_dist.cli.data import Overwrite, say_changed
+from txpert_dist.cli.screen import output, progress, table
 
 embed = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +60,7 @@ def add(
         ["rows of other cells, left out", f"{done.extra_cells:,}"],
     ]
     output.print(table(f"{store}: embedding added", ["what", ""], rows, texts=2))
-    _say_changed(store, done.manifest_before, done.manifest_after)
+    say_changed(store, done.manifest_before, done.manifest_after)
 
 
 @embed.command()
@@ -118,9 +118,4 @@ def scvi(
         ["epochs", f"{done.epochs:,}"],
     ]
     output.print(table(f"{store}: embedded with scVI", ["what", ""], rows, texts=2))
-    _say_changed(store, done.manifest_before, done.manifest_after)
-
-
-def _say_changed(store: Path, before: str, after: str) -> None:
-    change = f"manifest {before[:12]} -> {after[:12]}"
-    say(f"{store} is another store now ({change}): runs started on the store as it was cannot go on")
+    say_changed(store, done.manifest_before, done.manifest_after)

@@ -1,13 +1,18 @@
 """Verbs that make something of a cell store: export, split, append."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from txpert_dist.cli.data import Overwrite, cluster_for, show_summary
+from txpert_dist.cli import reading
+from txpert_dist.cli.data import Overwrite, cluster_for, say_changed, show_summary
 from txpert_dist.cli.places import StorePlace
 from txpert_dist.cli.screen import output, progress, say, table
+from txpert_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from txpert_dist.ingest.append import Appended
 
 
 def export(
@@ -47,10 +52,15 @@ def split(
         Path | None,
         typer.Option(
             "--table",
-            help="csv or tsv with columns perturbation and split, in place of the seed.",
+            help="csv or tsv with columns perturbation and split (and subgroup), in place of the seed.",
             show_default=False,
         ),
     ] = None,
+    gears: Annotated[
+        int | None,
+        typer.Option(help="Seed of GEARS' split, in place of ours; 1 is its own.", show_default=False),
+    ] = None,
+    gears_mode: reading.Gears = "simulation",
     select_genes: Annotated[
         int | None,
         typer.Option(help="Highly variable genes to train on; 0: all; else as many as there are."),
@@ -77,18 +87,23 @@ def split(
     """Write a cell store with the same cells and another split.
 
     Rows are grouped by the new split and genes are selected on its training cells. With --seed the result is
-    what `txpert ingest --split-seed` writes; with --table somebody else's split is used.
+    what `txpert ingest --split-seed` writes; with --table somebody else's split is used, with --gears that of
+    GEARS, whose sub-groups (combo_seen0, 1, 2, unseen_single) the store keeps.
 
         txpert store split screen.zarr --out screen-seed1.zarr --seed 1
         txpert store split screen.zarr --out paper.zarr --table paper-splits.csv
+        txpert store split norman.zarr --out norman-gears.zarr --gears 1
     """
     from txpert_dist.ingest.resplit import Resplit, resplit
 
+    if gears is not None and table_ is not None:
+        raise InputError("both --gears and --table are given; keep one of them")
     asked = Resplit(
         store=path,
         out=out,
-        seed=seed,
+        seed=seed if gears is None else gears,
         table=table_,
+        gears=None if gears is None else gears_mode,
         select_genes=select_genes,
         hvg_flavour=hvg_flavour,
         select_on=select_on,
@@ -102,6 +117,97 @@ def split(
         summary = resplit(asked, progress=show, cluster=cluster_for(workers))
     # The labels are those of the old store.
     show_summary(summary.model_copy(update={"labels": ()}))
+
+
+def append(
+    store: StorePlace,
+    sources: reading.Sources,
+    preset: reading.Preset = None,
+    perturbation_key: reading.PerturbationKey = None,
+    control_label: reading.ControlLabel = None,
+    control_key: reading.ControlKey = None,
+    labels: reading.LabelTables = None,
+    batch_key: reading.BatchKey = None,
+    cell_line_key: reading.CellLineKey = None,
+    cell_line: reading.CellLine = None,
+    gene_name_key: reading.GeneNameKey = None,
+    library_size_key: reading.LibrarySizeKey = None,
+    layer: reading.Layer = "X",
+    input_scale: reading.Scale = "counts",
+    embedding: reading.Embedding = None,
+    drop_embeddings: Annotated[
+        bool, typer.Option("--drop-embeddings", help="Leave out the store's embeddings.")
+    ] = False,
+    where: reading.Where = None,
+    separator: reading.Separator = None,
+    split_seed: Annotated[int, typer.Option(help="Splits perturbations that the store lacks.")] = 0,
+    min_cells: reading.MinCells = 1,
+    unlabelled: reading.Unlabelled = "refuse",
+    empty_cells: reading.EmptyCells = "refuse",
+    workers: reading.Workers = 1,
+    memory_gib: reading.MemoryGib = 2.0,
+) -> None:
+    """Append new batches or cell lines to a cell store, without writing it anew.
+
+    Give the options of the ingest: files are read alike. Cells come behind those that are there, whose files
+    stay but for the last one. Counts, controls and their means are those of an ingest of all files together;
+    genes, selected genes and the split of perturbations that the store has stay, new perturbations are split
+    among themselves. Batches that the store has are refused. The store is changed in one step, and whoever
+    reads it meanwhile is not disturbed.
+
+        txpert store append k562.zarr rpe1.h5ad --preset replogle --cell-line RPE1
+    """
+    from txpert_dist.ingest.append import append as run
+    from txpert_dist.ingest.config import AppendConfig
+
+    config = AppendConfig(
+        sources=tuple(sources),
+        store=store,
+        preset=preset,
+        perturbation_key=perturbation_key,
+        control_label=control_label,
+        control_key=control_key,
+        labels=tuple(labels or ()),
+        batch_key=batch_key,
+        cell_line_key=cell_line_key,
+        cell_line=cell_line,
+        gene_name_key=gene_name_key,
+        library_size_key=library_size_key,
+        layer=layer,
+        input_scale=input_scale,
+        embeddings=tuple(embedding or ()),
+        drop_embeddings=drop_embeddings,
+        where=tuple(where or ()),
+        separator=separator,
+        split_seed=split_seed,
+        min_cells=min_cells,
+        unlabelled=unlabelled,
+        empty_cells=empty_cells,
+        workers=workers,
+        memory_gib=memory_gib,
+    )
+    with progress() as show:
+        done = run(config, progress=show, cluster=cluster_for(workers))
+    _show_appended(done)
+
+
+def _show_appended(done: "Appended") -> None:
+    """Draw what was added, then what the store holds now."""
+    lines = sorted({context.cell_line for context in done.contexts})
+    shares = ", ".join(f"{number:,} {name}" for name, number in done.new_perturbations.items())
+    new = sum(done.new_perturbations.values())
+    rows = [
+        ["cells", f"{done.num_cells:,}, of which {done.num_control_cells:,} controls"],
+        ["batches", f"{len(done.contexts):,}"],
+        ["cell lines of these", ", ".join(lines)],
+        ["perturbations that were there", f"{done.known_perturbations:,}"],
+        ["new perturbations", f"{new:,} ({shares})" if new else "0"],
+        ["files of counts that stay", f"{done.kept_files:,}"],
+    ]
+    store = done.summary.store
+    show_summary(done.summary.model_copy(update={"labels": done.labels}))
+    output.print(table(f"appended to {store}", ["what", ""], rows, texts=2))
+    say_changed(store, done.manifest_before, done.manifest_after)
 
 
 def mirror(

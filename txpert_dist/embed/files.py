@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from txpert_dist.embed.commit import claimed, commit, require_place
+from txpert_dist.embed.commit import commit, require_place
 from txpert_dist.embed.tables import NamedRows, Table, open_table
 from txpert_dist.errors import InputError
+from txpert_dist.ingest.claim import claimed
 from txpert_dist.ingest.embeddings import finite_rows
 from txpert_dist.ingest.statistics import Progress
 from txpert_dist.store import manifest

@@ -27,9 +27,10 @@ import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 
-from txpert_dist.embed.commit import claimed, commit, open_whole, require_place
+from txpert_dist.embed.commit import commit, open_whole, require_place
 from txpert_dist.embed.config import ScviConfig
 from txpert_dist.errors import InputError, TrainingError
+from txpert_dist.ingest.claim import claimed
 from txpert_dist.ingest.statistics import Progress
 from txpert_dist.loader.loader import training_rows
 from txpert_dist.loader.rows import read_rows

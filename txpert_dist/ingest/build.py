@@ -30,8 +30,8 @@ from txpert_dist.store.write import Labels, StoreWriter
 def build_store(work: Work, found: Found, made: Expression, inputs: Inputs, folder: Path) -> IngestSummary:
     """Write the store into ``folder``."""
     screen, row, config = found.screen, found.source_row, work.config
-    obs, replaced = _obs(found, made.statistics)
-    summary = _summarise(work, found, made, inputs, replaced)
+    obs, replaced = obs_of_cells(found, made.statistics)
+    summary = summarise(work, found, made, inputs, replaced)
     # What a killed process had put together is put together anew: that is quick.
     shutil.rmtree(folder, ignore_errors=True)
     writer = StoreWriter(
@@ -40,6 +40,7 @@ def build_store(work: Work, found: Found, made: Expression, inputs: Inputs, fold
         num_genes=len(found.genes.names),
         num_entries=int(made.indptr[-1]),
         dtype=made.dtype,
+        gene_dtype=made.gene_dtype,
         shards=work.sizes.shards,
     )
     writer.adopt(np.diff(made.indptr), made.shards)
@@ -76,7 +77,7 @@ def build_store(work: Work, found: Found, made: Expression, inputs: Inputs, fold
     return summary
 
 
-def _obs(found: Found, statistics: Statistics) -> tuple[pd.DataFrame, list[str]]:
+def obs_of_cells(found: Found, statistics: Statistics) -> tuple[pd.DataFrame, list[str]]:
     """obs in the store's order with our columns, and which of the sources' columns these replace."""
     obs = obs_table(found.sources, found.screen.rows)
     ours = {
@@ -87,9 +88,10 @@ def _obs(found: Found, statistics: Statistics) -> tuple[pd.DataFrame, list[str]]
     return obs.assign(**ours).iloc[found.source_row], replaced
 
 
-def _summarise(
+def summarise(
     work: Work, found: Found, made: Expression, inputs: Inputs, replaced: list[str]
 ) -> IngestSummary:
+    """What went into the store that ``found`` and ``made`` describe; ``replaced`` are columns of its obs."""
     screen, config = found.screen, work.config
     contexts, perturbations = screen.contexts.names, screen.perturbations
     num_cells_R = np.bincount(perturbations.code, minlength=len(perturbations.names))
@@ -121,6 +123,7 @@ def _summarise(
         dropped_cells=found.empty_cells + sum(perturbations.dropped.values()),
         single_cell_perturbations=int((num_cells_R[1:] < 2).sum()),
         embeddings={embedding.name: embedding.width for embedding in found.embeddings},
+        subgroups=dict(sorted(screen.subgroups.items())),
         row_order=config.row_order,
         measured_targets=len(made.knockdown),
         unlowered_targets=len(unlowered(made.knockdown)),

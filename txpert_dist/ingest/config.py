@@ -1,8 +1,8 @@
-"""What `txpert ingest` is told: which files, which columns, which choices.
+"""What `txpert ingest` and `store append` are told: which files, which columns, which choices.
 
-Enters: values from the command line. Leaves: one frozen ``IngestConfig``, and presets that fill in the column
-names of common file families. Invariant: a key given by hand always wins over the preset, and a key given by
-hand must exist in the file while a preset's optional keys need not.
+Enters: values from the command line. Leaves: a frozen ``IngestConfig`` or ``AppendConfig``, and presets that
+fill in the column names of common file families. Invariant: a key given by hand always wins over the preset,
+and a key given by hand must exist in the file while a preset's optional keys need not.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from txpert_dist.config import Section
 from txpert_dist.store.expression import InputScale
+from txpert_dist.store.gears import GearsMode
 from txpert_dist.store.write import RowOrder
 
 PresetName = Literal["gears", "txpert", "replogle", "scperturb", "state", "vcc", "xatlas", "10x"]
@@ -22,13 +23,13 @@ WITHOUT_EFFECT = frozenset(("store", "overwrite", "workers", "memory_gib"))
 """Settings that make no difference to the store."""
 
 
-class IngestConfig(Section):
-    """One ingest: some h5ad files into one cell store."""
+class Reading(Section):
+    """Which files, and how they are read: what an ingest and an append are both told."""
 
     sources: tuple[Path, ...]
     """h5ad files, Zarr AnnData, 10x folders or cell stores; several are concatenated in this order."""
     store: Path
-    """Folder to write."""
+    """Folder of the store."""
     preset: PresetName | None = None
     """Column names of a family of files."""
     labels: tuple[Path, ...] = ()
@@ -59,6 +60,22 @@ class IngestConfig(Section):
     """Filters column=value: values of one column are alternatives, different columns must all hold."""
     separator: str | None = None
     """What stands between the genes of one label besides +, for instance _ or |."""
+    split_seed: NonNegativeInt = 0
+    min_cells: PositiveInt = 1
+    """Perturbations with fewer cells are left out, and counted."""
+    unlabelled: Literal["refuse", "drop"] = "refuse"
+    """What to do with cells that have no perturbation label; those left out are counted."""
+    empty_cells: Literal["refuse", "drop"] = "refuse"
+    """What to do with cells that have no counts at all."""
+    workers: PositiveInt = 1
+    """Processes: this one, or so many of Ray's. The store is the same."""
+    memory_gib: Annotated[float, Field(ge=1)] = 2.0
+    """Memory that each process may take. The store is the same."""
+
+
+class IngestConfig(Reading):
+    """One ingest: some files into one new cell store."""
+
     genes_join: Literal["intersection", "union"] = "intersection"
     """Genes of several files: those that all measured, or those that any measured."""
     select_genes: NonNegativeInt = 5000
@@ -69,23 +86,23 @@ class IngestConfig(Section):
     """Cells on which variability is measured: train perturbations and controls, or every cell."""
     held_out_cell_lines: tuple[str, ...] = ()
     """Cell lines to be held out: with select_on train, their perturbed cells do not count."""
-    split_seed: NonNegativeInt = 0
-    min_cells: PositiveInt = 1
-    """Perturbations with fewer cells are left out, and counted."""
     require_knockdown: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Leave out perturbations that lower a measured target by less than this share (0.3 is usual)."""
-    unlabelled: Literal["refuse", "drop"] = "refuse"
-    """What to do with cells that have no perturbation label; those left out are counted."""
-    empty_cells: Literal["refuse", "drop"] = "refuse"
-    """What to do with cells that have no counts at all."""
+    split: Literal["random", "gears"] = "random"
+    """How perturbations are divided, by the split seed; gears: as GEARS does, with its sub-groups."""
+    gears_mode: GearsMode = "simulation"
+    """Which of GEARS' splits; simulation is what doubles are evaluated on."""
     row_order: RowOrder = "split"
     """split: train, validation, test, then controls, each shuffled by the split seed; source: as in files."""
-    workers: PositiveInt = 1
-    """Processes: this one, or so many of Ray's. The store is the same."""
-    memory_gib: Annotated[float, Field(ge=1)] = 2.0
-    """Memory that each process may take. The store is the same."""
     overwrite: bool = False
     """Replace a store that was made from other inputs or settings."""
+
+
+class AppendConfig(Reading):
+    """One append: the cells of some files behind those of a store that is there."""
+
+    drop_embeddings: bool = False
+    """Leave out the store's embeddings, which the new cells lack."""
 
 
 class Preset(NamedTuple):

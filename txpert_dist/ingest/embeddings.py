@@ -1,4 +1,4 @@
-"""Embeddings of the cells that h5ad files hold in obsm.
+"""Embeddings of the cells that h5ad files hold in obsm, or a store.
 
 Enters: files and keys. Leaves: blocks of float32 rows, in order. Invariants: memory is bounded by the block
 size for every layout; every value is finite; an embedding has one width in all files.
@@ -18,6 +18,7 @@ from txpert_dist.ingest.labels import listing
 from txpert_dist.ingest.matrix import stream
 from txpert_dist.ingest.source import Source, matrix_layout, read_table
 from txpert_dist.ingest.statistics import Progress
+from txpert_dist.store.cells import CellStore
 from txpert_dist.store.write import check_embedding_name
 
 _BLOCK_VALUES = 1 << 22
@@ -96,6 +97,14 @@ def embedding_blocks(
             yield finite_rows(f"{part.path}: {part.place}", names, block.matrix[own - block.start].toarray())
             done += len(own)
             progress(f"write {embedding.name}", done, total)
+
+
+def stored_blocks(cells: CellStore, name: str, start: int = 0) -> Iterator[NDArray[np.float32]]:
+    """(rows of a block, width) the embedding ``name`` of a store's cells from ``start`` on, in order."""
+    step = max(1, _BLOCK_VALUES // cells.embeddings[name])
+    for first in range(start, cells.num_cells, step):
+        rows = np.arange(first, min(first + step, cells.num_cells), dtype=np.int64)
+        yield cells.take_embedding(name, rows)
 
 
 def reordered(

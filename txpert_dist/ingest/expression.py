@@ -23,6 +23,7 @@ from txpert_dist.ingest.screen import Screen
 from txpert_dist.ingest.statistics import (
     SUMS,
     Asked,
+    Carried,
     Statistics,
     Totals,
     cells_to_select_on,
@@ -47,7 +48,10 @@ from txpert_dist.ingest.variable_genes import (
     selects,
 )
 from txpert_dist.ingest.work import Expression, Found, Work
-from txpert_dist.store.write import KnockdownRow
+from txpert_dist.store.write import KnockdownRow, ShardFiles
+
+GENE_DTYPE: np.dtype[Any] = np.dtype(np.int32)
+"""Of the gene numbers in a new store."""
 
 _FIXED_BYTES = 3 << 28
 """What a process takes before it holds any entry: libraries, tables."""
@@ -68,15 +72,22 @@ def make_expression(work: Work, found: Found) -> Expression:
     dtype = value_type(statistics.largest, config.input_scale)
     chosen = cells_to_select_on(screen, config)[found.source_row]
     selected = _select(work, statistics.moments, buckets, chosen)
-    shards = _write(work, buckets, indptr, dtype)
+    shards = write_entries(work, buckets, indptr, dtype, GENE_DTYPE)
     knockdown = find_knockdown(statistics, screen, found.genes)
-    return Expression(statistics, dtype, selected, knockdown, indptr, tuple(map(shard_files, shards)))
+    return Expression(statistics, dtype, GENE_DTYPE, selected, knockdown, indptr, shards)
 
 
 def measure_cells(
-    work: Work, cells: Cells, screen: Screen, destination: NDArray[np.int64] | None
+    work: Work,
+    cells: Cells,
+    screen: Screen,
+    destination: NDArray[np.int64] | None,
+    carried: Carried | None = None,
 ) -> tuple[Statistics, tuple[Path, ...]]:
-    """Check and measure ``cells``; with ``destination`` (the row of each), sort them into buckets as well."""
+    """Check and measure ``cells``; with ``destination`` (the row of each), sort them into buckets as well.
+
+    ``carried`` are the sums over cells that they are to follow.
+    """
     config = work.config
     asked = Asked(
         input_scale=config.input_scale,
@@ -85,6 +96,7 @@ def measure_cells(
         perturbation=screen.perturbations.code,
         chosen=cells_to_select_on(screen, config),
         targets=find_targets(screen.perturbations.names, cells.genes.names),
+        value_type=carried and carried.value_type,
     )
     what, name = "check and measure", "buckets"
     if destination is None:
@@ -93,7 +105,7 @@ def measure_cells(
     job = MeasureJob(cells, parts, asked, destination, work.folder / name)
     num_cells = [_num_kept(cells, part) for part in parts]
     results = run_stage(work.runner, measure_block, job, num_cells, what, work.progress)
-    totals = Totals(screen, asked, len(cells.genes.names))
+    totals = Totals(screen, asked, len(cells.genes.names), carried)
     for result in results:
         totals.add({sums: load(result, sums) for sums in SUMS})
     return totals.result(), results
@@ -139,10 +151,14 @@ def _select(
     return select_by_variance(moments, Moments(moments.num_cells, *sums_2G), expected, config.select_genes)
 
 
-def _write(
-    work: Work, buckets: tuple[Path, ...], indptr: NDArray[np.int64], dtype: np.dtype[Any]
-) -> tuple[Path, ...]:
-    """Write the shards that are not there yet; returns the results of all, in order."""
+def write_entries(
+    work: Work,
+    buckets: tuple[Path, ...],
+    indptr: NDArray[np.int64],
+    dtype: np.dtype[Any],
+    gene_dtype: np.dtype[Any],
+) -> tuple[ShardFiles, ...]:
+    """Write the shards that are not there yet; returns all, in order."""
     folder, size = work.folder / "shards", work.sizes.shards.shard
     results = tuple(folder / str(number) for number in range(-(-int(indptr[-1]) // size)))
     missing = [number for number, result in enumerate(results) if not is_whole(result)]
@@ -151,13 +167,13 @@ def _write(
     num_cells = np.diff(edges)
     num_cells[-1] += len(indptr) - 1 - edges[-1]  # cells without entries at the end
     done, total = int(num_cells.sum() - num_cells[missing].sum()), len(indptr) - 1
-    job = ShardJob(buckets, indptr, dtype, work.sizes.shards, groups, folder)
+    job = ShardJob(buckets, indptr, dtype, gene_dtype, work.sizes.shards, groups, folder)
     for number in work.runner(write_shards, job, range(len(groups))):
         done += int(num_cells[list(groups[number])].sum())
         work.progress("write", done, total)
     if not missing:
         work.progress("write", total, total)
-    return results
+    return tuple(map(shard_files, results))
 
 
 def _shards_at_once(work: Work, num_cells: int, num_shards: int) -> int:

@@ -4,47 +4,54 @@ Enters: opened files. Leaves: ``Found``. Invariant: every cell of the files is k
 that a filter, a threshold or a lack of counts left out.
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.ingest.cells import Cells, readable_cells
 from txpert_dist.ingest.columns import FilterRow, filter_cells, labelled_cells
-from txpert_dist.ingest.config import resolve_keys
+from txpert_dist.ingest.config import IngestConfig, resolve_keys
 from txpert_dist.ingest.embeddings import open_embeddings
 from txpert_dist.ingest.expression import block_parts, find_knockdown, measure_cells
-from txpert_dist.ingest.genes import GeneJoin, gene_names, join_genes
+from txpert_dist.ingest.genes import GeneJoin, GeneNames, gene_names, join_genes, join_stored
 from txpert_dist.ingest.knockdown import unlowered
 from txpert_dist.ingest.order import source_rows
 from txpert_dist.ingest.results import load
-from txpert_dist.ingest.screen import Screen, read_screen
+from txpert_dist.ingest.screen import Screen, read_following, read_screen
 from txpert_dist.ingest.source import Source
+from txpert_dist.ingest.stored import Stored
 from txpert_dist.ingest.tasks import CountJob, count_entries, run_stage
 from txpert_dist.ingest.work import Found, Work
 
 
-def find(work: Work, sources: tuple[Source, ...]) -> Found:
-    """Label the cells of ``sources`` and choose among them; raises ``InputError`` for what cannot be used."""
+def find(work: Work, sources: tuple[Source, ...], before: Stored | None = None) -> Found:
+    """Label the cells of ``sources`` and choose among them; raises ``InputError`` for what cannot be used.
+
+    ``before`` is the store that they are to follow: it has the genes and the order of the rows.
+    """
     config = work.config
     keys = resolve_keys(config)
     names = [gene_names(source, keys.gene_name) for source in sources]
-    genes = join_genes(sources, names, config.genes_join)
+    genes, gene_notes = _genes(sources, names, config, before)
+    label = read_screen if before is None else partial(read_following, before=before)
     embeddings = open_embeddings(sources, config.embeddings)
     rows, filters = filter_cells(sources, config.where)
     if config.unlabelled == "drop":
         rows, row = labelled_cells(sources, rows, keys.perturbation)
         filters = (*filters, row)
-    screen = read_screen(sources, rows, config, keys)
+    screen = label(sources, rows, config, keys)
     empty = 0
     if config.empty_cells == "drop":
         kept = _with_counts(work, readable_cells(sources, rows, genes, config, work.scratch))
         empty = sum(map(len, rows)) - sum(map(len, kept))
-        screen = read_screen(sources, kept, config, keys)
+        screen = label(sources, kept, config, keys)
     if config.require_knockdown is not None:
         kept, row = _with_knockdown(work, sources, screen, genes)
-        strong, before = read_screen(sources, kept, config, keys), screen.perturbations
+        strong, every = label(sources, kept, config, keys), screen.perturbations
         # The table of labels, and what was left out before, are those of all cells.
         told = strong.perturbations._replace(
-            label_rows=before.label_rows, dropped=before.dropped, notes=before.notes
+            label_rows=every.label_rows, dropped=every.dropped, notes=every.notes
         )
         screen, filters = strong._replace(perturbations=told), (*filters, row)
     place = source_rows(
@@ -56,11 +63,21 @@ def find(work: Work, sources: tuple[Source, ...]) -> Found:
     notes = (
         *(note for source in sources for note in source.notes),
         *(file.note for file in names if file.note),
+        *gene_notes,
         *screen.contexts.notes,
         *screen.perturbations.notes,
     )
     gene_lists = tuple(file.names for file in names)
     return Found(sources, screen, gene_lists, genes, embeddings, filters, empty, notes, place)
+
+
+def _genes(
+    sources: tuple[Source, ...], names: list[GeneNames], config: IngestConfig, before: Stored | None
+) -> tuple[GeneJoin, tuple[str, ...]]:
+    """The genes of the store, and what the summary should say of them."""
+    if before is None:
+        return join_genes(sources, names, config.genes_join), ()
+    return join_stored(sources, names, before.cells.genes)
 
 
 def _with_counts(work: Work, cells: Cells) -> list[NDArray[np.int64]]:

@@ -4,6 +4,7 @@ Enters: every file's tables. Leaves: one DataFrame each, with every column of ev
 that all files have in one kind keeps that kind; one that some files lack becomes nullable, never guessed.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pandas.api.types import union_categoricals
 
 from txpert_dist.ingest.genes import GeneJoin
+from txpert_dist.ingest.labels import listing
 from txpert_dist.ingest.source import Source
 
 
@@ -24,6 +26,24 @@ def obs_table(sources: Sequence[Source], rows: Sequence[NDArray[np.int64]]) -> p
     if len(parts) > 1 and names.has_duplicates:
         parts = [part.set_axis(part.index + f"-{number}") for number, part in enumerate(parts, 1)]
     return _concatenate(parts)
+
+
+def longer_table(before: pd.DataFrame, part: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """obs of the cells of a store and, below, of those that follow; and what the summary should say.
+
+    Names of the store's cells stay. Where one of ``part`` is among them, all of ``part`` get a number.
+    """
+    notes = []
+    shared = int(part.index.isin(before.index).sum())
+    if shared:
+        number = next(n for n in itertools.count(2) if not (part.index + f"-{n}").isin(before.index).any())
+        part = part.set_axis((part.index + f"-{number}").rename(part.index.name))
+        notes.append(f"{shared} names of new cells are in the store: all new names end in -{number}")
+    for one, other, where in ((before, part, "new"), (part, before, "older")):
+        lacking = [str(column) for column in one.columns if column not in other.columns]
+        if lacking:
+            notes.append(f"obs columns {listing(lacking)} are missing for the {where} cells")
+    return _concatenate([before, part]), tuple(notes)
 
 
 def var_table(sources: Sequence[Source], names: Sequence[Sequence[str]], genes: GeneJoin) -> pd.DataFrame:
@@ -69,7 +89,8 @@ def _column(parts: Sequence[pd.DataFrame], name: str, index: pd.Index) -> "pd.Se
             joined: pd.Series[Any] = pd.concat(there).set_axis(index)
             return joined
         if len({c.cat.categories.dtype for c in there}) == 1:
-            return pd.Series(union_categoricals(there), index=index)
+            alike = all(c.dtype == there[0].dtype for c in there)  # else their order means nothing
+            return pd.Series(union_categoricals(there, ignore_order=not alike), index=index)
     values: pd.Series[Any] = pd.concat(
         [part.get(name, pd.Series(None, part.index, object)).astype(object) for part in parts]
     )

@@ -81,6 +81,31 @@ def join_genes(
     return GeneJoin(tuple(every), maps)
 
 
+def join_stored(
+    sources: Sequence[Source], names: Sequence[GeneNames], genes: tuple[str, ...]
+) -> tuple[GeneJoin, tuple[str, ...]]:
+    """The ``genes`` of a store in files whose cells are to follow, and what the summary should say.
+
+    ``InputError`` when a file lacks one of them.
+    """
+    number = {name: position for position, name in enumerate(genes)}
+    maps, notes = [], []
+    for source, file in zip(sources, names, strict=True):
+        there = set(file.names)
+        missing = [name for name in genes if name not in there]
+        if missing:
+            raise InputError(
+                f"{source.path}: lacks {len(missing)} of the store's {len(genes)} genes "
+                f"({listing(missing)}); ingest all files together, which keeps the genes that all have"
+            )
+        maps.append(np.array([number.get(name, -1) for name in file.names], np.int32))
+        if more := len(file.names) - len(genes):
+            notes.append(
+                f"{source.path.name}: {more} of its {len(file.names)} genes are not the store's: left out"
+            )
+    return GeneJoin(genes, tuple(maps)), tuple(notes)
+
+
 def _symbols(source: Source, column: str, index: list[str]) -> tuple[list[str], str | None]:
     values = source.var[column]
     symbols = ["" if missing else str(v).strip() for v, missing in zip(values, pd.isna(values), strict=True)]

@@ -1,9 +1,9 @@
 """The same cells with another split: a new store, from a store.
 
-Enters: a store's path and a seed or a table of splits. Leaves: a store whose rows are grouped by the new
-split and whose genes were selected on the new training cells. Invariants: cells, labels, library sizes,
-control means and embeddings are the old store's; with a seed, rows and splits are those of an ingest with
-that ``split_seed``; complete or absent, and a killed one goes on where it was.
+Enters: a store's path and a seed (of ours or of GEARS' split) or a table of splits. Leaves: a store whose
+rows are grouped by the new split and whose genes were selected on the new training cells. Invariants: cells,
+labels, library sizes, control means and embeddings are the old store's; with a seed, rows and splits are
+those of an ingest with that ``split_seed``; complete or absent, and a killed one goes on where it was.
 """
 
 import hashlib
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from txpert_dist.errors import InputError, StoreError
+from txpert_dist.errors import InputError
 from txpert_dist.ingest.config import HvgFlavour, IngestConfig
-from txpert_dist.ingest.embeddings import reordered
+from txpert_dist.ingest.embeddings import reordered, stored_blocks
 from txpert_dist.ingest.existing import existing_summary
 from txpert_dist.ingest.expression import make_expression
+from txpert_dist.ingest.gears import Gears, split_as_gears
 from txpert_dist.ingest.genes import GeneJoin
 from txpert_dist.ingest.labels import listing
 from txpert_dist.ingest.order import inverse, source_rows
@@ -28,20 +29,20 @@ from txpert_dist.ingest.screen import Contexts, Perturbations, Screen
 from txpert_dist.ingest.source import Source
 from txpert_dist.ingest.split_table import GivenSplit, read_split_table
 from txpert_dist.ingest.statistics import Progress
-from txpert_dist.ingest.summary import IngestSummary, from_json
+from txpert_dist.ingest.stored import Stored, open_stored
+from txpert_dist.ingest.summary import IngestSummary
 from txpert_dist.ingest.work import DEFAULT_SIZES, Expression, Found, Sizes, Work
 from txpert_dist.store import layout, manifest
-from txpert_dist.store.cells import CellStore, open_store, read_summary
+from txpert_dist.store.cells import CellStore, open_store
 from txpert_dist.store.controls import build_control_index
+from txpert_dist.store.gears import GearsMode
 from txpert_dist.store.splits import SPLITS, split_perturbations
-from txpert_dist.store.tables import read_element, read_table
-from txpert_dist.store.write import KnockdownRow, LabelRow, Labels, RowOrder, StoreWriter
+from txpert_dist.store.tables import read_table
+from txpert_dist.store.write import Labels, RowOrder, StoreWriter
 
 _ALGORITHM = 1
 """Raised whenever the same store and settings give another store."""
 _KEY_LENGTH = 16
-_BLOCK_VALUES = 1 << 22
-"""Values of an embedding that are held at once."""
 
 
 class Resplit(NamedTuple):
@@ -51,7 +52,9 @@ class Resplit(NamedTuple):
     out: Path
     seed: int = 0
     table: Path | None = None
-    """csv or tsv file with columns perturbation and split, in place of the seed."""
+    """csv or tsv file with columns perturbation and split (and subgroup), in place of the seed."""
+    gears: GearsMode | None = None
+    """Which of GEARS' splits the seed decides."""
     select_genes: int | None = None
     """As many as the store has selected when left out."""
     hvg_flavour: HvgFlavour = "seurat"
@@ -61,16 +64,6 @@ class Resplit(NamedTuple):
     workers: int = 1
     memory_gib: float = 2.0
     overwrite: bool = False
-
-
-class _Old(NamedTuple):
-    """What is carried over."""
-
-    cells: CellStore
-    summary: IngestSummary
-    source_row: NDArray[np.int64]
-    label_rows: tuple[LabelRow, ...]
-    knockdown: tuple[KnockdownRow, ...]
 
 
 def resplit(
@@ -87,8 +80,8 @@ def resplit(
     """
     if asked.store.resolve() == asked.out.resolve():
         raise InputError(f"{asked.out}: is the store itself; give another path with --out")
-    old = _open(asked.store)
-    given = _split(asked, old.cells)
+    old = open_stored(open_store(asked.store))
+    given = _split(asked, old)
     config = _config(asked, old.cells)
     fingerprint = _fingerprint(config, old.cells, given, sizes)
     restore_replaced(asked.out)
@@ -112,38 +105,27 @@ def resplit(
     return summary
 
 
-def _open(path: Path) -> _Old:
-    cells = open_store(path)
-    try:
-        summary = from_json(read_summary(path), path)
-    except ValueError:
-        raise StoreError(f"{path}: its summary cannot be read; ingest the screen again") from None
-    table = read_element(path, f"{layout.GROUP}/{layout.LABELS}")
-    labels = zip(table["label"], table["perturbation"], table["num_cells"].tolist(), strict=True)
-    told = read_element(path, f"{layout.GROUP}/{layout.KNOCKDOWN}")
-    columns = (told[name].tolist() for name in KnockdownRow._fields)
-    source_row = np.asarray(read_element(path, f"{layout.GROUP}/{layout.SOURCE_ROW}"), np.int64)
-    return _Old(
-        cells,
-        summary,
-        source_row,
-        tuple(LabelRow(str(label), str(name), number) for label, name, number in labels),
-        tuple(KnockdownRow(*row) for row in zip(*columns, strict=True)),
-    )
-
-
-def _split(asked: Resplit, cells: CellStore) -> GivenSplit:
-    if asked.table is None:
-        given = GivenSplit(split_perturbations(cells.perturbations, seed=asked.seed), ())
-        where = f"{asked.store}"
+def _split(asked: Resplit, old: Stored) -> GivenSplit:
+    names, where = old.cells.perturbations, f"{asked.table or asked.store}"
+    if asked.table is not None:
+        given = read_split_table(asked.table, names)
+    elif asked.gears is not None:
+        given = split_as_gears(
+            Gears(asked.seed, asked.gears), names, _first_seen(old), old.label_rows, where=where
+        )
     else:
-        given = read_split_table(asked.table, cells.perturbations)
-        where = f"{asked.table}"
+        given = GivenSplit(split_perturbations(names, seed=asked.seed), (), {})
     counts = np.bincount(given.split[1:], minlength=len(SPLITS))
     if not counts.all():
         lacking = SPLITS[int(np.argmin(counts))]
         raise InputError(f"{where}: no perturbation of the store is for {lacking}; every split needs one")
     return given
+
+
+def _first_seen(old: Stored) -> list[str]:
+    """Perturbations in the order of their first cells in the files."""
+    codes, first = np.unique(old.cells.perturbation[inverse(old.source_row)], return_index=True)
+    return [old.cells.perturbations[code] for code in codes[np.argsort(first)]]
 
 
 def _config(asked: Resplit, cells: CellStore) -> IngestConfig:
@@ -171,6 +153,7 @@ def _fingerprint(config: IngestConfig, cells: CellStore, given: GivenSplit, size
     names = ("select_genes", "hvg_flavour", "select_on", "held_out_cell_lines", "split_seed", "row_order")
     settings = config.model_dump(mode="json", include=set(names))
     parts = ["split", _ALGORITHM, layout.VERSION, cells.manifest_hash, given.split.tolist(), settings, sizes]
+    parts.append(sorted(given.subgroups.items()))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -185,7 +168,7 @@ def _same(config: IngestConfig, fingerprint: str) -> bool:
     return False
 
 
-def _build(work: Work, old: _Old, given: GivenSplit, fingerprint: str) -> IngestSummary:
+def _build(work: Work, old: Stored, given: GivenSplit, fingerprint: str) -> IngestSummary:
     config, cells = work.config, old.cells
     new_source_row, place = _places(old, given.split, config)
     found = _found(work, old, given, place)
@@ -197,6 +180,7 @@ def _build(work: Work, old: _Old, given: GivenSplit, fingerprint: str) -> Ingest
         num_genes=len(cells.genes),
         num_entries=int(made.indptr[-1]),
         dtype=made.dtype,
+        gene_dtype=made.gene_dtype,
         shards=work.sizes.shards,
     )
     writer.adopt(np.diff(made.indptr), made.shards)
@@ -225,7 +209,7 @@ def _build(work: Work, old: _Old, given: GivenSplit, fingerprint: str) -> Ingest
 
 
 def _places(
-    old: _Old, split: NDArray[np.uint8], config: IngestConfig
+    old: Stored, split: NDArray[np.uint8], config: IngestConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each new row: its place in the files, and its row in the old store."""
     row_of_place = inverse(old.source_row)
@@ -236,7 +220,7 @@ def _places(
     return new_source_row, row_of_place[new_source_row]
 
 
-def _found(work: Work, old: _Old, given: GivenSplit, place: NDArray[np.int64]) -> Found:
+def _found(work: Work, old: Stored, given: GivenSplit, place: NDArray[np.int64]) -> Found:
     cells, path = old.cells, old.cells.path
     rows = [np.arange(cells.num_cells, dtype=np.int64)]
     shape = (cells.num_cells, len(cells.genes))
@@ -247,6 +231,7 @@ def _found(work: Work, old: _Old, given: GivenSplit, place: NDArray[np.int64]) -
         contexts=Contexts(cells.contexts, cells.context, ()),
         controls=cells.controls,
         split=given.split,
+        subgroups=given.subgroups,
     )
     genes = GeneJoin(cells.genes, (np.arange(len(cells.genes), dtype=np.int32),))
     return Found((source,), screen, (cells.genes,), genes, (), (), 0, (), place)
@@ -254,16 +239,12 @@ def _found(work: Work, old: _Old, given: GivenSplit, place: NDArray[np.int64]) -
 
 def _write_embeddings(writer: StoreWriter, work: Work, cells: CellStore, new_row: NDArray[np.int64]) -> None:
     for name, width in cells.embeddings.items():
-        step = max(1, _BLOCK_VALUES // width)
-        rows = np.arange(cells.num_cells, dtype=np.int64)
-        blocks = (
-            cells.take_embedding(name, rows[start : start + step]) for start in range(0, len(rows), step)
-        )
-        ordered = reordered(blocks, (len(rows), width), new_row, work.scratch / f"{name}.rows")
+        shape, scratch = (cells.num_cells, width), work.scratch / f"{name}.rows"
+        ordered = reordered(stored_blocks(cells, name), shape, new_row, scratch)
         writer.write_embedding(name, width, ordered, origin=cells.embedding_origin(name))
 
 
-def _summary(work: Work, old: _Old, made: Expression, given: GivenSplit) -> IngestSummary:
+def _summary(work: Work, old: Stored, made: Expression, given: GivenSplit) -> IngestSummary:
     num_cells_R = np.bincount(old.cells.perturbation, minlength=len(given.split))
     cells = np.bincount(given.split[1:], num_cells_R[1:], len(SPLITS)).astype(int).tolist()
     perturbations = np.bincount(given.split[1:], minlength=len(SPLITS)).tolist()
@@ -273,6 +254,7 @@ def _summary(work: Work, old: _Old, made: Expression, given: GivenSplit) -> Inge
             "store": work.config.store,
             "created": True,
             "row_order": work.config.row_order,
+            "subgroups": dict(sorted(given.subgroups.items())),
             "num_selected_genes": len(made.selected),
             "cells_per_split": dict(zip(SPLITS, cells, strict=True)),
             "perturbations_per_split": dict(zip(SPLITS, perturbations, strict=True)),

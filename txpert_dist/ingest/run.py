@@ -54,7 +54,7 @@ def ingest(
     ``InputError`` for anything in the files or the configuration that cannot be used; nothing is left behind
     then. Killed or interrupted, it leaves a hidden folder beside the store, from which the same call goes on.
     """
-    _check(config)
+    check_config(config)
     restore_replaced(config.store)
     known = existing_summary(config)
     if known is not None and same_store(config, read_inputs(config)):
@@ -78,7 +78,8 @@ def ingest(
     return summary
 
 
-def _check(config: IngestConfig) -> None:
+def check_config(config: IngestConfig) -> None:
+    """``InputError`` for settings that contradict each other."""
     if not config.sources:
         raise InputError("no source file given; name at least one h5ad file")
     seen = [path.resolve() for path in config.sources]

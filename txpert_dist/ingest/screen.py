@@ -1,12 +1,13 @@
 """The screen that the files hold together: which cells, genes, perturbations, contexts, controls and split.
 
-Enters: opened sources and the configuration. Leaves: one ``Screen`` of labels, before any expression is read.
-Invariants: cells keep the order of files and rows; code 0 is the control, other perturbations follow by name,
-contexts by (cell line, batch); every cell line has controls.
+Enters: opened sources and the configuration; the store that their cells are to follow, if any. Leaves: one
+``Screen`` of labels, before any expression is read. Invariants: cells keep the order of files and rows; code
+0 is the control, other perturbations follow by name, contexts by (cell line, batch); every cell line has
+controls.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from txpert_dist.errors import InputError
 from txpert_dist.ingest.columns import Coded, coded, flags, merged, safe_coded
-from txpert_dist.ingest.config import IngestConfig, Keys
+from txpert_dist.ingest.config import IngestConfig, Keys, Reading
+from txpert_dist.ingest.gears import Gears, split_as_gears
 from txpert_dist.ingest.labels import (
     canonical_perturbation,
     listing,
@@ -22,6 +24,8 @@ from txpert_dist.ingest.labels import (
     require_control,
 )
 from txpert_dist.ingest.source import Source, find_column
+from txpert_dist.ingest.split_table import GivenSplit
+from txpert_dist.ingest.stored import Stored
 from txpert_dist.store.controls import Context, ControlIndex, build_control_index
 from txpert_dist.store.splits import CONTROL, SPLITS, split_perturbations
 from txpert_dist.store.write import LabelRow
@@ -54,13 +58,16 @@ class Contexts(NamedTuple):
 
 
 class Screen(NamedTuple):
-    """Labels of every cell of the store."""
+    """Labels of every cell; where cells are to follow a store's, of these, in the codes of all."""
 
     rows: list[NDArray[np.int64]]
     perturbations: Perturbations
     contexts: Contexts
     controls: ControlIndex
+    """Of all cells, the store's first."""
     split: NDArray[np.uint8]
+    subgroups: dict[str, str]
+    """Of the split, by perturbation, where it has any."""
 
     @property
     def num_cells(self) -> int:
@@ -73,6 +80,15 @@ class Screen(NamedTuple):
         return np.equal(self.perturbations.code, 0)
 
 
+class Known(NamedTuple):
+    """What a store says of labels, in which files whose cells are to follow have to agree."""
+
+    meaning: Mapping[str, str]
+    """Label -> canonical perturbation."""
+    perturbations: tuple[str, ...]
+    """Those that it has cells of."""
+
+
 def read_screen(
     sources: Sequence[Source], rows: list[NDArray[np.int64]], config: IngestConfig, keys: Keys
 ) -> Screen:
@@ -82,18 +98,101 @@ def read_screen(
     perturbations to split.
     """
     where = ", ".join(str(source.path) for source in sources)
-    perturbations = _perturbations(sources, rows, config, keys)
-    split = split_perturbations(perturbations.names, seed=config.split_seed)
-    _require_splits(split, perturbations, where)
+    perturbations = _perturbations(sources, rows, config, keys, Known({}, ()))
+    given = _split(perturbations, config, where)
+    _require_splits(given.split, perturbations, config, where)
     contexts = _contexts(sources, perturbations.rows, config, keys)
     try:
         controls = build_control_index(contexts.code, perturbations.code == 0, contexts.names)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    return Screen(perturbations.rows, perturbations, contexts, controls, split)
+    return Screen(perturbations.rows, perturbations, contexts, controls, given.split, given.subgroups)
 
 
-def _require_splits(split: NDArray[np.uint8], perturbations: Perturbations, where: str) -> None:
+def read_following(
+    sources: Sequence[Source],
+    rows: list[NDArray[np.int64]],
+    config: Reading,
+    keys: Keys,
+    before: Stored,
+) -> Screen:
+    """Label the cells in ``rows`` of every file, which are to follow those of the store ``before``.
+
+    Perturbations of the store keep their split, and are kept however few cells follow; the others are split
+    among themselves. Raises ``InputError`` for missing columns and labels, labels that mean something else in
+    the store, a context that it has, and a cell line without any control.
+    """
+    cells, where = before.cells, ", ".join(str(source.path) for source in sources)
+    known = Known({row.label: row.perturbation for row in before.label_rows}, cells.perturbations)
+    perturbations = _perturbations(sources, rows, config, keys, known)
+    if not len(perturbations.code):
+        raise InputError(
+            f"{where}: no cell is left to append; check --where, --min-cells, --unlabelled and --empty-cells"
+        )
+    split = dict(zip(cells.perturbations, cells.split, strict=True))
+    added = [name for name in perturbations.names if name not in split]
+    split |= dict(zip(added, split_perturbations(added, seed=config.split_seed), strict=True))
+    own = _contexts(sources, perturbations.rows, config, keys)
+    _require_new(own.names, before, where)
+    names = tuple(sorted({*cells.contexts, *own.names}))
+    contexts = own._replace(names=names, code=code_among(names, own.names)[own.code])
+    follows = Screen(
+        rows=perturbations.rows,
+        perturbations=perturbations,
+        contexts=contexts,
+        controls=cells.controls,
+        split=np.array([split[name] for name in perturbations.names], np.uint8),
+        subgroups=before.summary.subgroups,
+    )
+    everything = with_stored(follows, before)
+    try:
+        controls = build_control_index(everything.contexts.code, everything.is_control, names)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return follows._replace(controls=controls)
+
+
+def with_stored(screen: Screen, before: Stored) -> Screen:
+    """The labels of all cells: those of the store ``before``, then those that ``screen`` has to follow."""
+    cells, perturbations, contexts = before.cells, screen.perturbations, screen.contexts
+    perturbation = code_among(perturbations.names, cells.perturbations)[cells.perturbation]
+    context = code_among(contexts.names, cells.contexts)[cells.context]
+    return screen._replace(
+        perturbations=perturbations._replace(code=np.concatenate([perturbation, perturbations.code])),
+        contexts=contexts._replace(code=np.concatenate([context, contexts.code])),
+    )
+
+
+def code_among(names: Sequence[Hashable], some: Sequence[Hashable]) -> NDArray[np.int32]:
+    """(some,) where each of ``some`` stands in ``names``."""
+    place = {name: code for code, name in enumerate(names)}
+    return np.array([place[name] for name in some], np.int32)
+
+
+def _require_new(contexts: Sequence[Context], before: Stored, where: str) -> None:
+    there = sorted(set(contexts) & set(before.cells.contexts))
+    if there:
+        more = f" and {len(there) - 1} more" if there[1:] else ""
+        raise InputError(
+            f"{where}: {before.cells.path} has batch {there[0].batch!r} of cell line {there[0].cell_line!r} "
+            f"already{more}; only new batches can be appended: leave these out with --where, or ingest all "
+            "files together"
+        )
+
+
+def _split(perturbations: Perturbations, config: IngestConfig, where: str) -> GivenSplit:
+    names = perturbations.names
+    if config.split == "random":
+        return GivenSplit(split_perturbations(names, seed=config.split_seed), (), {})
+    codes, first = np.unique(perturbations.code, return_index=True)
+    first_seen = [names[code] for code in codes[np.argsort(first)]]
+    gears = Gears(config.split_seed, config.gears_mode)
+    return split_as_gears(gears, names, first_seen, perturbations.label_rows, where=where)
+
+
+def _require_splits(
+    split: NDArray[np.uint8], perturbations: Perturbations, config: IngestConfig, where: str
+) -> None:
     perturbed = len(perturbations.names) - 1
     if not perturbed:
         raise InputError(
@@ -101,14 +200,19 @@ def _require_splits(split: NDArray[np.uint8], perturbations: Perturbations, wher
         )
     counts = np.bincount(split[1:], minlength=len(SPLITS))
     if not counts.all():
+        least = "at least 4 are needed" if config.split == "random" else "GEARS' split leaves one empty"
         raise InputError(
             f"{where}: {perturbed} perturbations ({listing(perturbations.names[1:])}) are too few to split "
-            f"into {', '.join(SPLITS)}; at least 4 are needed"
+            f"into {', '.join(SPLITS)}; {least}"
         )
 
 
 def _perturbations(
-    sources: Sequence[Source], rows: list[NDArray[np.int64]], config: IngestConfig, keys: Keys
+    sources: Sequence[Source],
+    rows: list[NDArray[np.int64]],
+    config: Reading,
+    keys: Keys,
+    known: Known,
 ) -> Perturbations:
     columns, canonical = [], dict[str, str]()
     for source, kept in zip(sources, rows, strict=True):
@@ -118,18 +222,21 @@ def _perturbations(
         controls = _marked_controls(source, column, columns[-1], kept, marked)
         meant = _canonical_names(source, column, columns[-1], kept, config, controls)
         _require_agreement(source, marked, meant, controls)
-        _require_one_meaning(source, canonical, meant)
+        _require_one_meaning(source, canonical, meant, "another file")
+        _require_one_meaning(source, known.meaning, meant, "the store")
         canonical |= meant
     labels = merged(columns)
     where = f"{sources[0].path}: obs column {keys.perturbation.name!r}"
-    require_control(labels.texts, canonical.values(), given=config.control_label, where=where)
+    texts, meanings = (*labels.texts, *known.meaning), (*canonical.values(), *known.meaning.values())
+    require_control(texts, meanings, given=config.control_label, where=where)
     times = np.bincount(labels.code, minlength=len(labels.texts)).tolist()
     table = tuple(LabelRow(text, canonical[text], n) for text, n in zip(labels.texts, times, strict=True))
     num_cells: Counter[str] = Counter()
     for row in table:
         num_cells[row.perturbation] += row.num_cells
-    dropped = {n: c for n, c in num_cells.items() if c < config.min_cells and n != CONTROL}
-    names = (CONTROL, *sorted(name for name in num_cells if name not in dropped and name != CONTROL))
+    stay = {CONTROL, *known.perturbations}
+    dropped = {n: c for n, c in num_cells.items() if c < config.min_cells and n not in stay}
+    names = (CONTROL, *sorted({*num_cells, *stay} - {*dropped, CONTROL}))
     number = {name: position for position, name in enumerate(names)}
     code = np.array([number.get(row.perturbation, -1) for row in table], np.int32)[labels.code]
     kept_rows = [
@@ -170,12 +277,14 @@ def _require_agreement(
         )
 
 
-def _require_one_meaning(source: Source, before: dict[str, str], names: dict[str, str]) -> None:
+def _require_one_meaning(
+    source: Source, before: Mapping[str, str], names: dict[str, str], where: str
+) -> None:
     for label, name in names.items():
         if before.get(label, name) != name:
             raise InputError(
-                f"{source.path}: label {label!r} is {name} here and {before[label]} in another file; "
-                "rename one of them"
+                f"{source.path}: label {label!r} is {name} here and {before[label]} in {where}; "
+                "rename one of them, or give the options that make them one"
             )
 
 
@@ -184,7 +293,7 @@ def _canonical_names(
     column: str,
     found: Coded,
     rows: NDArray[np.int64],
-    config: IngestConfig,
+    config: Reading,
     controls: frozenset[str] | None,
 ) -> dict[str, str]:
     names = {}
@@ -205,7 +314,7 @@ def _canonical_names(
     return names
 
 
-def _label_notes(table: tuple[LabelRow, ...], config: IngestConfig) -> tuple[str, ...]:
+def _label_notes(table: tuple[LabelRow, ...], config: Reading) -> tuple[str, ...]:
     odd = [row.label for row in table if looks_like_several_guides(row.label) and row.perturbation != CONTROL]
     if not odd or config.separator:
         return ()
@@ -216,7 +325,7 @@ def _label_notes(table: tuple[LabelRow, ...], config: IngestConfig) -> tuple[str
 
 
 def _contexts(
-    sources: Sequence[Source], rows: list[NDArray[np.int64]], config: IngestConfig, keys: Keys
+    sources: Sequence[Source], rows: list[NDArray[np.int64]], config: Reading, keys: Keys
 ) -> Contexts:
     lines, batches, notes = [], [], []
     for source, kept in zip(sources, rows, strict=True):

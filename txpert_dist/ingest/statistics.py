@@ -1,11 +1,12 @@
 """The first look at the expression: checks every value and sums up what the store needs to know.
 
-Enters: blocks of cells. Leaves: ``Statistics``. Invariants: every block is measured by itself and the sums of
-blocks are added in their order, in double precision, so that it makes no difference which process measured
-which block; memory holds one block, and a few numbers per cell, gene and context.
+Enters: blocks of cells, and sums over those that they are to follow, if any. Leaves: ``Statistics``.
+Invariants: every block is measured by itself and the sums of blocks are added in their order, in double
+precision, so that it makes no difference which process measured which block; memory holds one block, and a
+few numbers per cell, gene and context.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from txpert_dist.ingest.config import HvgFlavour, IngestConfig
 from txpert_dist.ingest.kernels import add_moments, add_target_sums, row_sums, scaled_rows
 from txpert_dist.ingest.knockdown import Targets, TargetSums
 from txpert_dist.ingest.screen import Screen
-from txpert_dist.ingest.values import check_library, check_values, library_column
+from txpert_dist.ingest.values import check_holds, check_library, check_values, library_column
 from txpert_dist.ingest.variable_genes import Moments
+from txpert_dist.store.controls import Context
 from txpert_dist.store.expression import TARGET_SUM, InputScale
 from txpert_dist.store.splits import TRAIN
 
@@ -39,6 +41,23 @@ class Asked(NamedTuple):
     chosen: NDArray[np.bool_]
     """Cells that decide which genes vary."""
     targets: Targets
+    value_type: np.dtype[Any] | None
+    """Of the store that the cells are to follow; None for a new one."""
+
+
+class Carried(NamedTuple):
+    """Sums over the cells of a store that the measured cells are to follow, in the codes of all."""
+
+    value_type: np.dtype[Any]
+    """Of the store's values."""
+    num_controls_C: NDArray[np.int64]
+    """Control cells of each context itself."""
+    control_log_CG: NDArray[np.float64]
+    """Over these, of log1p expression."""
+    control_CK: NDArray[np.float64]
+    """Over these, of normalised counts of each distinct target gene, ascending; NaN where not known."""
+    targets_2T: NDArray[np.float64]
+    """As ``TargetSums`` has them; 0 where not known."""
 
 
 class Statistics(NamedTuple):
@@ -61,19 +80,21 @@ def measure(cells: Cells, block: CellBlock, column: str | None, asked: Asked) ->
     stored, num_genes = block.stored, len(cells.genes.names)
     own = slice(block.first, block.first + len(block.rows))
     check_values(block.source, block.rows, block.measured, asked.input_scale)
+    if asked.value_type is not None:
+        check_holds(block.source, block.rows, stored, cells.genes.names, asked.value_type)
     library = _library_size(block, column, asked.input_scale)
-    normalised = _normalised(stored, library, asked.input_scale)
+    scaled = normalised(stored, library, asked.input_scale)
     perturbation, context = np.array(asked.perturbation[own]), np.array(asked.context[own])
     indptr = stored.indptr.astype(np.int64)
     sum_G, sum_squares_G = np.zeros(num_genes), np.zeros(num_genes)
-    varied = _varied(stored, normalised.data, asked.flavour)
+    varied = _varied(stored, scaled.data, asked.flavour)
     add_moments(indptr, stored.indices, varied, np.array(asked.chosen[own]), sum_G, sum_squares_G)
     targets = asked.targets
     sum_T, sum_log_T = np.zeros(len(targets.gene)), np.zeros(len(targets.gene))
     add_target_sums(
         indptr,
         stored.indices,
-        normalised.data,
+        scaled.data,
         perturbation,
         np.array(targets.begin),
         np.array(targets.gene),
@@ -87,26 +108,32 @@ def measure(cells: Cells, block: CellBlock, column: str | None, asked: Asked) ->
         "largest": np.array([largest]),
         "moments": np.stack([sum_G, sum_squares_G]),
         "targets": np.stack([sum_T, sum_log_T]),
-        **_control_sums(normalised, context, np.equal(perturbation, 0)),
+        **_control_sums(scaled, context, np.equal(perturbation, 0)),
     }
 
 
 class Totals:
     """The sums of all blocks: ``add`` every one in order."""
 
-    def __init__(self, screen: Screen, asked: Asked, num_genes: int) -> None:
-        """Begin at zero."""
+    def __init__(self, screen: Screen, asked: Asked, num_genes: int, carried: Carried | None) -> None:
+        """Begin at what is ``carried`` over, whose arrays are added to, or at zero."""
         self._screen, self._asked = screen, asked
         self._library: list[NDArray[np.float64]] = []
         self._detected: list[NDArray[np.int32]] = []
         self._largest = 0.0
         self._moments_2G = np.zeros((2, num_genes))
         self._targets_2T = np.zeros((2, len(asked.targets.gene)))
-        self._control_log_CG = np.zeros((len(screen.contexts.names), num_genes))
-        self._genes = np.unique(asked.targets.gene)
-        self._control_CG = np.zeros((len(screen.contexts.names), len(self._genes)))
+        num_contexts, genes = len(screen.contexts.names), np.unique(asked.targets.gene)
+        self._num_controls_C = np.bincount(screen.contexts.code[screen.is_control], minlength=num_contexts)
+        if carried is None:
+            self._control_log_CG = np.zeros((num_contexts, num_genes))
+            self._control_CK = np.zeros((num_contexts, len(genes)))
+        else:  # large where there are many contexts: not copied
+            self._control_log_CG, self._control_CK = carried.control_log_CG, carried.control_CK
+            self._num_controls_C += carried.num_controls_C
+            self._targets_2T += carried.targets_2T
         self._column = np.full(num_genes, -1)
-        self._column[self._genes] = np.arange(len(self._genes))
+        self._column[genes] = np.arange(len(genes))
 
     def add(self, sums: Mapping[str, NDArray[Any]]) -> None:
         """Add what ``measure`` found in one block."""
@@ -120,17 +147,18 @@ class Totals:
         self._control_log_CG.ravel()[place] += sums["control_log"]
         context, gene = np.divmod(place, num_genes)
         target = self._column[gene] >= 0
-        self._control_CG[context[target], self._column[gene[target]]] += sums["control_sum"][target]
+        self._control_CK[context[target], self._column[gene[target]]] += sums["control_sum"][target]
 
     def result(self) -> Statistics:
         """What was found in all blocks."""
-        screen, targets = self._screen, self._asked.targets
-        mean_log_CG = _control_mean(self._control_log_CG, screen)
-        mean_CG = _control_mean(self._control_CG, screen)
+        screen, targets, num_cells_C = self._screen, self._asked.targets, self._num_controls_C
+        contexts, fallback_C = screen.contexts.names, screen.controls.fallback
+        mean_log_CG = control_means(self._control_log_CG, num_cells_C, fallback_C, contexts)
+        mean_CK = control_means(self._control_CK, num_cells_C, fallback_C, contexts)
         sums = TargetSums(
             sum_T=self._targets_2T[0],
             sum_log_T=self._targets_2T[1],
-            control_mean_CT=mean_CG[:, self._column[targets.gene]],
+            control_mean_CT=mean_CK[:, self._column[targets.gene]],
             control_mean_log_CT=mean_log_CG[:, targets.gene],
         )
         return Statistics(
@@ -157,6 +185,22 @@ def cells_to_select_on(screen: Screen, config: IngestConfig) -> NDArray[np.bool_
     return np.equal(screen.split[screen.perturbations.code], TRAIN) & ~held_out
 
 
+def control_means(
+    sum_CN: NDArray[np.float64],
+    num_cells_C: NDArray[np.int64],
+    fallback_C: NDArray[np.bool_],
+    contexts: Sequence[Context],
+) -> NDArray[np.float64]:
+    """Means of each context's controls from sums over its own; the cell line's where ``fallback_C``."""
+    lines = np.array([context.cell_line for context in contexts])
+    mean_CN, used_C = sum_CN.copy(), num_cells_C.astype(np.float64)
+    for code in np.flatnonzero(fallback_C):
+        of_line = lines == lines[code]
+        mean_CN[code], used_C[code] = sum_CN[of_line].sum(0), num_cells_C[of_line].sum()
+    mean_CN /= used_C[:, None]
+    return mean_CN
+
+
 def _library_size(block: CellBlock, column: str | None, scale: InputScale) -> NDArray[np.float64]:
     measured = block.measured
     entries = measured.data if scale == "counts" else np.expm1(measured.data.astype(np.float64))
@@ -166,7 +210,7 @@ def _library_size(block: CellBlock, column: str | None, scale: InputScale) -> ND
     return total if given is None else given
 
 
-def _normalised(stored: Any, library: NDArray[np.float64], scale: InputScale) -> Any:
+def normalised(stored: Any, library: NDArray[np.floating], scale: InputScale) -> Any:
     """4000 * count / library size of every entry (or expm1 of log1p values), in double precision."""
     if scale == "log1p":
         value = np.expm1(stored.data.astype(np.float64))
@@ -177,19 +221,19 @@ def _normalised(stored: Any, library: NDArray[np.float64], scale: InputScale) ->
     return type(stored)((value, stored.indices, stored.indptr), shape=stored.shape)
 
 
-def _varied(stored: Any, normalised: NDArray[np.float64], flavour: HvgFlavour) -> NDArray[np.float64]:
+def _varied(stored: Any, scaled: NDArray[np.float64], flavour: HvgFlavour) -> NDArray[np.float64]:
     """The values whose moments the flavour of variable genes needs."""
     if flavour == "seurat_v3":
         counts: NDArray[np.float64] = stored.data.astype(np.float64)
         return counts
-    return np.log1p(normalised) if flavour == "cell_ranger" else normalised
+    return np.log1p(scaled) if flavour == "cell_ranger" else scaled
 
 
 def _control_sums(
-    normalised: Any, context: NDArray[np.int32], control: NDArray[np.bool_]
+    scaled: Any, context: NDArray[np.int32], control: NDArray[np.bool_]
 ) -> dict[str, NDArray[Any]]:
     """Sums over control cells of each context and gene: place (context * genes + gene), sum, sum of log1p."""
-    controls = normalised[np.flatnonzero(control)]
+    controls = scaled[np.flatnonzero(control)]
     present, local = np.unique(context[control], return_inverse=True)
     ones = np.ones(len(local))
     member = scipy.sparse.csr_matrix((ones, (local, np.arange(len(local)))), shape=(len(present), len(local)))
@@ -201,19 +245,7 @@ def _control_sums(
     sums_log.sort_indices()
     row = np.repeat(present.astype(np.int64), np.diff(sums.indptr))
     return {
-        "control_place": row * normalised.shape[1] + sums.indices,
+        "control_place": row * scaled.shape[1] + sums.indices,
         "control_sum": sums.data,
         "control_log": sums_log.data,
     }
-
-
-def _control_mean(sum_CG: NDArray[np.float64], screen: Screen) -> NDArray[np.float64]:
-    contexts = screen.contexts.names
-    count_C = np.bincount(screen.contexts.code[screen.is_control], minlength=len(contexts)).astype(np.float64)
-    lines = np.array([context.cell_line for context in contexts])
-    mean_CG, used_C = sum_CG.copy(), count_C.copy()
-    for code in np.flatnonzero(screen.controls.fallback):
-        of_line = lines == lines[code]
-        mean_CG[code], used_C[code] = sum_CG[of_line].sum(0), count_C[of_line].sum()
-    mean_CG /= used_C[:, None]
-    return mean_CG

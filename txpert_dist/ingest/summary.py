@@ -59,6 +59,8 @@ class IngestSummary(Section):
     """With fewer than two cells: no split-half reproducibility for these."""
     embeddings: dict[str, int] = Field(default_factory=dict)
     """Width of each embedding taken from obsm."""
+    subgroups: dict[str, str] = Field(default_factory=dict)
+    """Group that evaluation keeps apart (combo_seen1 ...), by perturbation, where the split has them."""
     row_order: RowOrder
     """Whether cells are grouped by split and shuffled, or as in the files."""
     measured_targets: int
@@ -72,7 +74,7 @@ class IngestSummary(Section):
 
     def to_json(self) -> str:
         """As the store keeps it."""
-        unused = set() if self.embeddings else {"embeddings"}
+        unused = {name for name in ("embeddings", "subgroups") if not getattr(self, name)}
         return self.model_dump_json(exclude={"store", "created", *unused})
 
 

@@ -65,6 +65,7 @@ class ShardJob(NamedTuple):
     buckets: tuple[Path, ...]
     indptr: NDArray[np.int64]
     dtype: np.dtype[Any]
+    gene_dtype: np.dtype[Any]
     shards: ShardSizes
     groups: tuple[tuple[int, ...], ...]
     """Shard numbers of each task, consecutive."""
@@ -145,12 +146,13 @@ def write_shards(job: ShardJob, number: int) -> None:
     group, size = job.groups[number], job.shards.shard
     start, stop = group[0] * size, min((group[-1] + 1) * size, int(job.indptr[-1]))
     entries = collect(job.buckets, job.indptr, start, stop, job.dtype)
+    gene = entries.gene.astype(job.gene_dtype, copy=False)
     for shard in group:
         own = slice(shard * size - start, min((shard + 1) * size, stop) - start)
         with new_result(job.folder / str(shard)) as folder:
             hashes = {
                 "value": write_shard(folder / "value", entries.value[own], job.shards, 0),
-                "gene": write_shard(folder / "gene", entries.gene[own], job.shards, layout.GENE_FILL),
+                "gene": write_shard(folder / "gene", gene[own], job.shards, layout.GENE_FILL),
             }
             (folder / _HASHES).write_text(json.dumps(hashes), encoding="utf-8")
 

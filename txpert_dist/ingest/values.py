@@ -4,6 +4,7 @@ Enters: blocks of cells as the file has them. Leaves: nothing, or ``InputError``
 Invariant: whatever passes is finite and not negative, and in counts mode whole.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,24 @@ def check_values(source: Source, rows: NDArray[np.int64], matrix: Any, scale: In
         what = "not a whole number, so these look like normalised or logged values, not counts"
         refuse(value != np.floor(value), what, remedy)
     refuse(value > _LARGEST_COUNT, "too large for a count", "check the file")
+
+
+def check_holds(
+    source: Source, rows: NDArray[np.int64], stored: Any, genes: Sequence[str], dtype: np.dtype[Any]
+) -> None:
+    """Raise ``InputError`` for the first value that ``dtype``, the type of a store's values, does not hold.
+
+    ``stored`` is the CSR of cells ``rows`` of ``source`` over the store's ``genes``.
+    """
+    if dtype.kind == "f" or stored.data.max(initial=0) <= np.iinfo(dtype).max:
+        return
+    entry = int(np.argmax(stored.data > np.iinfo(dtype).max))
+    row = int(np.searchsorted(stored.indptr, entry, side="right")) - 1
+    raise InputError(
+        f"{source.path}: {source.place}: value {stored.data[entry]:g} of {source.cell(int(rows[row]))}, gene "
+        f"{genes[int(stored.indices[entry])]!r} is more than the store's type, {dtype}, holds; ingest all "
+        "files together"
+    )
 
 
 def library_column(source: Source, column: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -65,11 +65,14 @@ class Found(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """What the tasks made of the expression."""
+    """What the tasks made of the expression; where cells follow a store's, of all cells."""
 
     statistics: Statistics
+    """With a number a cell of those read only."""
     dtype: np.dtype[Any]
     """Of the stored values."""
+    gene_dtype: np.dtype[Any]
+    """Of the stored gene numbers."""
     selected: NDArray[np.int64]
     knockdown: tuple[KnockdownRow, ...]
     indptr: NDArray[np.int64]

@@ -1,10 +1,13 @@
 """Filling a sharded array from front to back.
 
-Enters: the folder of an empty array and blocks of its rows, of any size. Leaves: its shard files. Invariants:
-rows leave in whole shards, so no shard is read back and compressed twice; at most one shard and one block are
-in memory.
+Enters: the folder of an empty array, shards that are written already, blocks of its rows, of any size.
+Leaves: its shard files. Invariants: rows leave in whole shards, so no shard is read back and compressed
+twice; at most one shard and one block are in memory.
 """
 
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from txpert_dist.store.shard_file import FileHash, ShardSizes, shard_file, write
 
 
 class AppendedArray:
-    """Rows of one array, appended in order: ``append`` all, then ``close``."""
+    """Rows of one array, in order: ``adopt`` what is written, ``append`` the rest, then ``close``."""
 
     def __init__(
         self, folder: Path, shape: tuple[int, ...], dtype: DTypeLike, shards: ShardSizes, fill: float
@@ -29,6 +32,21 @@ class AppendedArray:
         self._written = 0
         self.files: dict[Path, FileHash] = {}
         """The shard files written so far."""
+
+    def adopt(self, files: Sequence[tuple[Path, FileHash]]) -> None:
+        """Take the array's first shards, whole ones unless they are all of it, before any ``append``.
+
+        They are linked, or copied where there are no links.
+        """
+        for number, (source, found) in enumerate(files):
+            path = shard_file(self._folder, number, len(self._shape))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, path)
+            except OSError:  # not every file system has hard links
+                shutil.copyfile(source, path)
+            self.files[path] = found
+        self._written = min(len(files) * self._shards.shard, self._shape[0])
 
     def append(self, rows: NDArray[Any]) -> None:
         """Add ``rows`` after those already there."""

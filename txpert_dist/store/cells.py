@@ -24,6 +24,9 @@ from txpert_dist.store.reads import Matrix, arranged, fetch, room_for
 from txpert_dist.store.shards import ShardedArray, StoreFiles, open_array
 from txpert_dist.store.splits import split_hash
 
+_GROWING = (f"{layout.VALUE}/c/", f"{layout.GENE}/c/")
+"""Where files lie that get more entries behind theirs when cells are appended."""
+
 
 @dataclass(frozen=True, eq=False)
 class CellStore:
@@ -130,7 +133,7 @@ def open_store(path: Path) -> CellStore:
     stamp = _stamp(path)
     listed = manifest.read(path)
     manifest.check_sizes(path, remote.present(path, listed))
-    files = StoreFiles(_located(path, listed, stamp), {record.path: record.size for record in listed.files})
+    files = _files(path, listed, stamp)
     try:
         root = zarr.open_group(str(path), mode="r")
         ours = root[layout.GROUP]
@@ -179,7 +182,7 @@ def open_matrix(path: Path) -> Matrix:
     stamp, listed = _stamp(path), manifest.read(path)
     needed = tuple(f for f in listed.files if f.path.startswith("X/") or f.path == "zarr.json")
     manifest.check_sizes(path, remote.present(path, listed._replace(files=needed)))
-    files = StoreFiles(_located(path, listed, stamp), {record.path: record.size for record in listed.files})
+    files = _files(path, listed, stamp)
     group = _group(path, "X")
     return _matrix(
         path, files, _read(path, "X/indptr", group["indptr"], slice(None)), group.attrs["shape"][1]
@@ -222,25 +225,34 @@ def verify(path: Path, progress: Callable[[str, int, int], None] = lambda *_: No
     manifest.check_hashes(Path(path), manifest.read(Path(path)), progress)
 
 
-def _located(path: Path, listed: manifest.Manifest, stamp: tuple[int, int] | None) -> Callable[[str], Path]:
+def _files(path: Path, listed: manifest.Manifest, stamp: tuple[int, int] | None) -> StoreFiles:
     """Where each file lies, as long as it is still the one of the manifest that the store was opened with.
 
     Shards are opened when they are first read: a store that was replaced since must not be mixed in. One that
-    only got more embeddings has the same shards. ``stamp`` is the manifest's from before it was read.
+    only got more embeddings has the same shards. In one that cells were appended to, the last shard of X is
+    another, with the entries of before in their places. ``stamp`` is the manifest's from before it was read.
     """
     opened_with = {record.path: record for record in listed.files}
-    valid = {stamp: frozenset(listed.files)}
+    size = {record.path: record.size for record in listed.files}
+    seen = {stamp: (opened_with, listed.appended_to)}
     fetched = remote.locator(path, listed) if remote.is_view(path) else None
+    own_hash = manifest.file_sha256(path / layout.MANIFEST)
+    if _stamp(path) != stamp:
+        own_hash = ""  # another manifest's
 
     def locate(name: str) -> Path:
         now = _stamp(path)
-        if now not in valid:
-            valid[now] = frozenset(manifest.read(path).files)
-        if name in opened_with and opened_with[name] not in valid[now]:
-            raise StoreError(f"{path / name}: the store was replaced since it was opened; start again")
+        if now not in seen:
+            other = manifest.read(path)
+            seen[now] = {record.path: record for record in other.files}, other.appended_to
+        there, appended_to = seen[now]
+        if name in opened_with and opened_with[name] != there.get(name):
+            if own_hash not in appended_to or not name.startswith(_GROWING) or name not in there:
+                raise StoreError(f"{path / name}: the store was replaced since it was opened; start again")
+            size[name] = there[name].size
         return path / name if fetched is None else fetched(name)
 
-    return locate
+    return StoreFiles(locate, size)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -8,7 +8,8 @@ Invariants the reader relies on:
   would fill in is seen;
 - genes ascend within a cell; ``source_row`` says where each row was in the source;
 - the cells of one split are one contiguous range of rows, shuffled (``row_order`` is ``split``), unless the
-  source's order was asked for;
+  source's order was asked for; of a store that cells were appended to, this holds for what was ingested first
+  and for each part that was appended, which follow one another;
 - every file is listed in the manifest with its size and SHA-256; the manifest is written last.
 
 Sharded arrays (``X/data``, ``X/indices``, embeddings) have one codec chain, ``COMPRESSOR`` then CRC-32C, on
@@ -93,9 +94,11 @@ CONTROL_FALLBACK = "control_fallback"
 CONTROL_MEAN = "control_mean"
 """(contexts, genes) float32 mean log1p expression of each context's controls."""
 SOURCE_ROW = "source_row"
-"""(cells,) int64 position of each row among the kept cells of all sources, in file order: a permutation."""
+"""(cells,) int64 position of each row among the kept cells of all sources, in file order: a permutation.
+Files appended later come after those before them."""
 ROW_ORDER = "row_order"
-"""``split``: train, validation, test, then control cells, each shuffled; ``source``: as in the files."""
+"""``split``: train, validation, test, then control cells, each shuffled, part by part; ``source``: as in the
+files."""
 KNOCKDOWN = "knockdown"
 """Table of perturbation, target gene, cells, log ratio against the controls of their batches and share of
 expression left (five arrays of one length); a target that was not measured is not in it."""

@@ -32,9 +32,14 @@ class Manifest(NamedTuple):
     fingerprint: str
     """Stands for the inputs and settings that the store was made from."""
     files: tuple[FileRecord, ...]
+    appended_to: tuple[str, ...] = ()
+    """SHA-256 (hex) of the manifests of the stores that this one begins with: it grew from them, and their
+    entries of X stand where they stood."""
 
 
-def write(folder: Path, fingerprint: str, *, known: Mapping[Path, FileHash]) -> None:
+def write(
+    folder: Path, fingerprint: str, *, known: Mapping[Path, FileHash], appended_to: Sequence[str] = ()
+) -> None:
     """List every file below ``folder`` in its ``manifest.json``; those not ``known`` are hashed."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != layout.MANIFEST)
     records = (
@@ -43,7 +48,7 @@ def write(folder: Path, fingerprint: str, *, known: Mapping[Path, FileHash]) -> 
         else _record(folder, path)
         for path in files
     )
-    _write(folder, Manifest(fingerprint, tuple(records)))
+    _write(folder, Manifest(fingerprint, tuple(records), tuple(appended_to)))
 
 
 def amend(folder: Path, before: Manifest, written: Sequence[Path], *, replaced: str) -> None:
@@ -54,7 +59,7 @@ def amend(folder: Path, before: Manifest, written: Sequence[Path], *, replaced: 
     new = {record.path: record for record in (_record(folder, path) for path in written)}
     kept = {record.path: record for record in before.files if not record.path.startswith(f"{replaced}/")}
     files = tuple(record for _, record in sorted((kept | new).items()))
-    _write(folder, Manifest(before.fingerprint, files))
+    _write(folder, before._replace(files=files))
 
 
 def _record(folder: Path, path: Path) -> FileRecord:
@@ -67,6 +72,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
         "format": layout.FORMAT,
         "version": layout.VERSION,
         "fingerprint": manifest.fingerprint,
+        **({"appended_to": manifest.appended_to} if manifest.appended_to else {}),
         "files": records,
     }
     with (folder / layout.MANIFEST).open("w", encoding="utf-8") as file:
@@ -142,7 +148,7 @@ def _parse(path: Path, tree: Any) -> Manifest:
         )
     try:
         files = tuple(FileRecord(str(f["path"]), int(f["size"]), str(f["sha256"])) for f in tree["files"])
-        return Manifest(str(tree["fingerprint"]), files)
+        return Manifest(str(tree["fingerprint"]), files, tuple(map(str, tree.get("appended_to", ()))))
     except (KeyError, TypeError, ValueError):
         raise StoreError(
             f"{path}: damaged, its list of files is incomplete; ingest the screen again"

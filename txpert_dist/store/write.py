@@ -7,8 +7,6 @@ The caller writes to a temporary folder and renames it into place. zarr writes m
 shards of the big ones are written by ``shard_file``.
 """
 
-import os
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from txpert_dist.store import layout, manifest
 from txpert_dist.store.appended import AppendedArray
 from txpert_dist.store.controls import Context, ControlIndex
 from txpert_dist.store.expression import InputScale
-from txpert_dist.store.shard_file import DEFAULT_SHARDS, FileHash, ShardSizes, shard_file
+from txpert_dist.store.shard_file import DEFAULT_SHARDS, FileHash, ShardSizes
 
 _CODECS = (ZstdCodec(level=1), Crc32cCodec())
 """Of small arrays."""
@@ -89,7 +87,7 @@ class ShardFiles(NamedTuple):
 
 
 class StoreWriter:
-    """Writes a store into a new ``folder``: ``append`` all cells in order, or ``adopt``; then ``finish``."""
+    """Writes a store into a new ``folder``: ``adopt`` shards, ``append`` cells in order; then ``finish``."""
 
     def __init__(
         self,
@@ -99,6 +97,7 @@ class StoreWriter:
         num_genes: int,
         num_entries: int,
         dtype: DTypeLike,
+        gene_dtype: DTypeLike = np.int32,
         shards: ShardSizes = DEFAULT_SHARDS,
     ) -> None:
         """Lay out arrays for ``num_entries`` non-zero values of type ``dtype`` in ``num_cells`` rows."""
@@ -110,11 +109,10 @@ class StoreWriter:
         matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         self._value = _sharded(self._root, folder, layout.VALUE, (num_entries,), dtype, shards, 0)
         self._gene = _sharded(
-            self._root, folder, layout.GENE, (num_entries,), np.int32, shards, layout.GENE_FILL
+            self._root, folder, layout.GENE, (num_entries,), gene_dtype, shards, layout.GENE_FILL
         )
         self._length: list[NDArray[np.int64]] = []
         self._num_cells = num_cells
-        self._adopted = False
         self._hashes: dict[Path, FileHash] = {}
 
     def append(self, indptr: NDArray[np.int64], gene: NDArray[np.int32], value: NDArray[np.generic]) -> None:
@@ -124,49 +122,56 @@ class StoreWriter:
         self._value.append(value)
 
     def adopt(self, lengths: NDArray[np.int64], files: Sequence[ShardFiles]) -> None:
-        """Instead of ``append``: entries of every cell, and all shards, which are linked (else copied)."""
-        self._length, self._adopted = [lengths], True
-        for number, shard in enumerate(files):
-            for name, source, found in (
-                (layout.VALUE, shard.value, shard.value_hash),
-                (layout.GENE, shard.gene, shard.gene_hash),
-            ):
-                path = shard_file(self._folder / name, number, 1)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(source, path)
-                except OSError:  # not every file system has hard links
-                    shutil.copyfile(source, path)
-                self._hashes[path] = found
+        """The entries of the first cells, ``lengths`` of each, as shards that are linked (else copied)."""
+        self._length.append(lengths)
+        self._value.adopt([(shard.value, shard.value_hash) for shard in files])
+        self._gene.adopt([(shard.gene, shard.gene_hash) for shard in files])
 
     def write_embedding(
-        self, name: str, width: int, blocks: Iterable[NDArray[np.float32]], *, origin: Mapping[str, Any]
+        self,
+        name: str,
+        width: int,
+        blocks: Iterable[NDArray[np.float32]],
+        *,
+        origin: Mapping[str, Any],
+        adopted: Sequence[tuple[Path, FileHash]] = (),
     ) -> None:
         """Write the embedding ``name``: ``blocks`` of (rows, ``width``) finite values, all cells in order.
 
-        ``origin`` says how it was made, in JSON values. Raises ``StoreError`` when cells are missing.
+        ``origin`` says how it was made, in JSON values; of the first cells, ``adopted`` are whole shards that
+        are written already. Raises ``StoreError`` when cells are missing.
         """
         shape = (self._num_cells, width)
-        self._hashes |= _embedding(self._root, self._folder, name, shape, blocks, origin)
+        self._hashes |= _embedding(self._root, self._folder, name, shape, blocks, origin, adopted)
 
-    def finish(self, *, obs: pd.DataFrame, var: pd.DataFrame, labels: Labels, fingerprint: str) -> None:
-        """Write tables, labels and, last, the manifest. Raises ``StoreError`` when cells are missing."""
+    def finish(
+        self,
+        *,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        labels: Labels,
+        fingerprint: str,
+        appended_to: Sequence[str] = (),
+    ) -> None:
+        """Write tables, labels and, last, the manifest. Raises ``StoreError`` when cells are missing.
+
+        ``appended_to``: see ``Manifest``.
+        """
         lengths = np.concatenate([np.zeros(0, np.int64), *self._length])
         if len(lengths) != self._num_cells or len(obs) != self._num_cells:
             raise StoreError(
                 f"{self._folder}: {len(lengths)} cells and {len(obs)} rows of obs written, "
                 f"{self._num_cells} announced; the source changed while it was read, start again"
             )
-        if not self._adopted:
-            for array in (self._gene, self._value):
-                array.close()
-                self._hashes |= array.files
+        for array in (self._gene, self._value):
+            array.close()
+            self._hashes |= array.files
         _element(self._root["X"], "indptr", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
         _element(self._root, "obs", obs)
         _element(self._root, "var", var)
         _element(self._root, "uns", {"txpert": _tree(labels)})
         _consolidate(self._folder)
-        manifest.write(self._folder, fingerprint, known=self._hashes)
+        manifest.write(self._folder, fingerprint, known=self._hashes, appended_to=appended_to)
 
 
 def check_embedding_name(name: str) -> None:
@@ -175,6 +180,12 @@ def check_embedding_name(name: str) -> None:
         raise InputError(
             f"embedding {name!r}: a name is letters, digits, '.', '_' and '-', for instance X_pca; rename it"
         )
+
+
+def embedding_shards(width: int) -> ShardSizes:
+    """How the rows of an embedding are cut."""
+    chunk = max(1, layout.EMBEDDING_CHUNK_VALUES // width)
+    return ShardSizes(chunk, chunk * layout.EMBEDDING_CHUNKS_PER_SHARD)
 
 
 def add_embedding(
@@ -208,15 +219,16 @@ def _embedding(
     shape: tuple[int, int],
     blocks: Iterable[NDArray[np.float32]],
     origin: Mapping[str, Any],
+    adopted: Sequence[tuple[Path, FileHash]] = (),
 ) -> dict[Path, FileHash]:
     check_embedding_name(name)
     group = root.require_group(layout.OBSM)
     if "encoding-type" not in group.attrs:
         group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-    chunk = max(1, layout.EMBEDDING_CHUNK_VALUES // shape[1])
-    shards = ShardSizes(chunk, chunk * layout.EMBEDDING_CHUNKS_PER_SHARD)
+    shards = embedding_shards(shape[1])
     appended = _sharded(root, folder, f"{layout.OBSM}/{name}", shape, np.float32, shards, np.nan)
     group[name].attrs[layout.ORIGIN] = dict(origin)
+    appended.adopt(adopted)
     for block_RN in blocks:
         if not np.isfinite(block_RN).all():
             raise StoreError(f"embedding {name}: a value is not finite; repair or recompute it")

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from tests.bad_inputs import good_embedding, good_screen
 from tests.unit.embed.bad_files import FILE_CASES, BadFile, embedding_table
-from txpert_dist.embed.commit import claimed, commit
+from txpert_dist.embed.commit import commit
 from txpert_dist.embed.files import Added, add_file
 from txpert_dist.errors import InputError, StoreError
+from txpert_dist.ingest.claim import claimed
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest, no_progress
 from txpert_dist.store.cells import open_store, verify

@@ -22,8 +22,8 @@ from tests.unit.store.small_store import (
     self_describing_matrix,
     write_store,
 )
-from txpert_dist.embed.commit import claimed
 from txpert_dist.errors import InputError, StoreError
+from txpert_dist.ingest.claim import claimed
 from txpert_dist.store import layout, manifest
 from txpert_dist.store.cells import open_store, verify
 from txpert_dist.store.remote import cached_view, fetch_shards, is_shard, is_view, make_view

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.unit.train.small_screen import EMBEDDING, WIDTH, configuration, write_inputs
 from txpert_dist import config as configurations
-from txpert_dist.embed.commit import claimed, commit
+from txpert_dist.embed.commit import commit
 from txpert_dist.errors import ConfigError, InputError
+from txpert_dist.ingest.claim import claimed
 from txpert_dist.model.vocabulary import Vocabulary
 from txpert_dist.store.cells import open_store
 from txpert_dist.train.inputs import open_inputs, perturbation_nodes
