@@ -7,7 +7,7 @@ one; every refusal is one line that names the key as a user writes it.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,23 +16,31 @@ from pydantic.fields import FieldInfo
 from txpert_dist.config import Config, Model
 from txpert_dist.errors import ConfigError
 
+Tree = TypeVar("Tree", bound=BaseModel)
+
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read the configuration in ``path`` and apply ``section.key=value`` overrides.
 
     Raises ``ConfigError`` naming the file, the key and, for a misspelt key, the nearest known one.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(kind: type[Tree], path: Path | None, overrides: Sequence[str] = ()) -> Tree:
+    """``load`` for any tree of sections, a run's being one."""
     tree = _read(path) if path else {}
     for item in overrides:
         _override(tree, item)
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         where = str(path) if path else "command line"
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        explained = "; ".join(_explain(dict(entry), kind) for entry in error.errors())
+        raise ConfigError(f"{where}: {explained}") from None
 
 
-def dump(config: Config) -> str:
+def dump(config: BaseModel) -> str:
     """The resolved configuration as YAML; loading it again gives the same configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -118,15 +126,11 @@ def _override(tree: dict[str, Any], item: str) -> None:
         raise ConfigError(f"override {item!r}: the value is not YAML; quote it") from None
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(dict(e)) for e in error.errors())
-
-
-def _explain_one(entry: dict[str, Any]) -> str:
+def _explain(entry: dict[str, Any], kind: type[BaseModel]) -> str:
     where = _place(entry["loc"])
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, _keys(Config), 1, 0.5)
+        near = difflib.get_close_matches(where, _keys(kind), 1, 0.5)
         return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if entry["type"] == "missing":
         return f"{where}: is needed and has no default; set it in the file or with {where}=..."

@@ -15,6 +15,9 @@ BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 REFERENCES = ("general", "no_change", "split_half_pooled")
 """Rows that are not models, in the order of the tables' last rows."""
 
+PEERS = ("annbatch sparse", "annbatch dense", "litdata", "scDataset", "SCDL", "AnnLoader", "cell-load")
+"""Loaders beside ours; of each the fastest setting is shown."""
+
 Record = Mapping[str, Any]
 
 
@@ -60,11 +63,48 @@ def real(record: Record) -> str:
     return "\n\n".join(parts)
 
 
+def loading(record: Record) -> str:
+    """Cells a second of our loader and of the best setting of every other."""
+    details = record["details"]
+    modes = ("warm", "2 ranks", "cold")
+    rows = {row["loader"]: row for row in details["table"]}
+    shown = [name for name in rows if name.startswith("txpert")]
+    for peer in (
+        "annbatch sparse",
+        "annbatch dense",
+        "litdata",
+        "scDataset",
+        "SCDL",
+        "AnnLoader",
+        "cell-load",
+    ):
+        settings = [name for name in rows if name.startswith(peer)]
+        shown += [max(settings, key=lambda name: rows[name]["warm, cells/s"])] if settings else []
+    lines = [
+        f"| thousand cells/s | {' | '.join(modes)} | peak MiB |",
+        f"| --- |{' ---: |' * (len(modes) + 1)}",
+    ]
+    for name in shown:
+        rates = (rows[name][f"{mode}, cells/s"] / 1e3 for mode in modes)
+        cells = " | ".join(f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates)
+        lines.append(f"| {name} | {cells} | {rows[name]['warm, peak MiB']:,} |")
+    size = f"{details['cells']:,} simulated cells x {details['genes']:,} genes, minibatches of 256"
+    rounds = (
+        f"medians of {details['rounds']} rounds beside other work, mean load {details['load']['median']:.1f}"
+    )
+    title = f"**Loading** ({size}; {rounds}; commit {record['commit']}; {_machine(record)})"
+    return f"{title}\n\n" + "\n".join(lines)
+
+
 def _origin(title: str, record: Record) -> str:
-    machine = record["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
     seeds = ", ".join(map(str, record["details"]["seeds"]))
-    return f"**{title}** (mean ± standard deviation over seeds {seeds}; commit {record['commit']}; {where})"
+    what = f"mean ± standard deviation over seeds {seeds}; commit {record['commit']}; {_machine(record)}"
+    return f"**{title}** ({what})"
+
+
+def _machine(record: Record) -> str:
+    machine = record["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
 def _ordered(names: Mapping[str, Any]) -> Sequence[str]:
@@ -78,7 +118,7 @@ def _spread(average: float, spread: float) -> str:
 def main() -> None:
     """Rewrite the part of README between the markers."""
     parts = []
-    for name, section in (("science_simulated", simulated), ("science_real", real)):
+    for name, section in (("science_simulated", simulated), ("science_real", real), ("loader", loading)):
         file = RESULTS / f"{name}.json"
         if file.exists():
             parts.append(section(json.loads(file.read_text(encoding="utf-8"))))

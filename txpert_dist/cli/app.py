@@ -14,7 +14,21 @@ from pydantic import ValidationError
 
 from graph_store.graph import GraphError
 from txpert_dist import __version__
-from txpert_dist.cli import data, doctor, embed, embeddings, fetch, graph, graph_service, run, serving, stores
+from txpert_dist.cli import (
+    data,
+    doctor,
+    embed,
+    embeddings,
+    fetch,
+    graph,
+    graph_service,
+    pipeline,
+    run,
+    serving,
+    stores,
+    submit,
+    understand,
+)
 from txpert_dist.cli.screen import console, output, print_error, table
 from txpert_dist.config_file import describe, dump, load
 from txpert_dist.errors import ConfigError, TrainingError, TxPertError
@@ -33,13 +47,14 @@ app = typer.Typer(
 The journey, one verb each: **ingest** a Perturb-seq h5ad into a cell store, **graph build** knowledge graphs
 into a snapshot, **train** from a run configuration, **evaluate** beside baselines and reproducibility,
 **register** the model in MLflow, **predict** perturbations nobody measured. No data yet? **fetch** or
-**simulate**.""",
+**simulate**. All of it from one file: **pipeline**; on a Ray cluster: **submit**.""",
 )
 app.command()(data.simulate)
 app.command()(fetch.fetch)
 app.command()(data.ingest)
 data.store.command()(stores.export)
 data.store.command()(stores.split)
+data.store.command()(stores.append)
 data.store.command()(stores.mirror)
 app.add_typer(data.store, name="store")
 app.add_typer(embed.embed, name="embed")
@@ -48,10 +63,14 @@ graph.graph.command("list")(graph_service.list_)
 graph.graph.command()(graph_service.fetch)
 graph.graph.add_typer(embeddings.embeddings, name="embeddings")
 app.add_typer(graph.graph, name="graph")
+app.command()(understand.understand)
 app.command()(run.train)
 app.command()(run.evaluate)
 app.command()(serving.register)
 app.command()(serving.predict)
+app.command()(pipeline.pipeline)
+app.command()(submit.submit)
+app.add_typer(submit.jobs, name="jobs")
 app.command()(doctor.doctor)
 
 
@@ -130,3 +149,7 @@ def main() -> None:
                 soft_wrap=True,
             )
         raise
+
+
+if __name__ == "__main__":
+    main()

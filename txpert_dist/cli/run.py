@@ -2,17 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
 from txpert_dist.cli.graph_access import TOKEN
 from txpert_dist.cli.screen import console, output, progress, say, table
 from txpert_dist.cli.serving import TrackingUri, default_tracking_uri
+from txpert_dist.config import Config
 from txpert_dist.config_file import load
 from txpert_dist.errors import InputError
 
 if TYPE_CHECKING:
+    from txpert_dist.evaluate.blocks import Effort
     from txpert_dist.evaluate.report import Report
     from txpert_dist.serve.registered import Registered
 
@@ -33,10 +35,16 @@ def train(
 
         txpert train run.yaml train.epochs=40 cluster.num_workers=2
     """
+    config = load(file, overrides or [])
+    train_as_told(config)
+    say(f"next: txpert evaluate {config.run_folder}")
+
+
+def train_as_told(config: Config) -> bool:
+    """Train, and show what came of it; False when the run was complete before."""
     from txpert_dist.train.worker import train as run
 
-    config = load(file, overrides or [])
-    console.print(f"run {config.name}: {config.run_folder}, records in {config.tracking_uri}")
+    console.print(f"run {config.name}: {config.run_folder}, records in {config.tracking_uri}", soft_wrap=True)
     token = os.environ.pop(TOKEN, None) or None  # Ray's processes would inherit it
     with progress() as show:
         done = run(config, progress=show, graph_token=token)
@@ -55,13 +63,14 @@ def train(
         ["MLflow run", done.run_id],
     ]
     output.print(table(f"run {config.name}", ["result", ""], rows, texts=2))
-    say(f"next: txpert evaluate {config.run_folder}")
+    return done.started_at < done.steps
 
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Run folder, checkpoint folder or models:/NAME@ALIAS.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(help="Run folder, checkpoint folder or models:/NAME@ALIAS.", show_default=False),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(help="Cell store; the run's own when left out.", show_default=False)
     ] = None,
@@ -74,8 +83,34 @@ def evaluate(
             help="Folder to write; RUN/report for a run's folder when left out.", show_default=False
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws halves and fast-retrieval references.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws halves, resampled screens, references, intervals.")] = 0,
     tracking_uri: TrackingUri = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="h5ad that any program predicted, in place of a model: obs perturbation, cell_line and, if "
+            "known, batch; cells or means on the scale log1p(4000 x count / library size).",
+            show_default=False,
+        ),
+    ] = None,
+    genes: Annotated[
+        Literal["selected", "all", "file"],
+        typer.Option(help="Genes to score --predictions on: the store's selected ones, all, or the file's."),
+    ] = "selected",
+    held_out_cell_line: Annotated[
+        list[str] | None,
+        typer.Option(help="Score --predictions on this cell line only (repeatable).", show_default=False),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Count what --predictions lack as undefined, rather than refuse.")
+    ] = False,
+    genes_selected_on: Annotated[
+        Literal["train", "all"],
+        typer.Option(help="all: allow a store whose genes were selected on held-out cells."),
+    ] = "train",
+    energy_cells: Annotated[
+        int, typer.Option(help="Cells of a perturbation for the energy distance; 0 leaves it out.", min=0)
+    ] = 0,
 ) -> None:
     """Score a model beside baselines and the screen's own reproducibility: same cells, same code.
 
@@ -86,10 +121,25 @@ def evaluate(
 
         txpert evaluate runs/k562
         txpert evaluate models:/txpert@champion --store other.zarr --report report
+        txpert evaluate --predictions other_tool.h5ad --store screen.zarr --report report
     """
+    from txpert_dist.evaluate.blocks import Effort
     from txpert_dist.evaluate.report import write_report
     from txpert_dist.store.cells import open_store
 
+    options: _Options = {"seed": seed, "genes_selected_on": genes_selected_on}
+    options["effort"] = Effort(energy_cells=energy_cells)
+    if (model is None) == (predictions is None):
+        raise InputError("give either a model (a run's folder, say) or --predictions FILE")
+    if model is None:
+        if predictions is None or store is None or report is None:
+            raise InputError(f"{predictions}: say what it predicts and where to write: --store, --report")
+        lines = tuple(held_out_cell_line or ())
+        result = _score_file(predictions, store, split, genes, lines, allow_missing, options)
+        write_report(result, report)
+        _show(result)
+        say(f"report: {report / 'report.md'}")
+        return
     folder = Path(model)
     out = report or folder / "report"
     if report is None and model.startswith("models:/"):
@@ -103,7 +153,7 @@ def evaluate(
             style="yellow",
             soft_wrap=True,
         )
-    result = _score(ready, cells.path, split, seed, model)
+    result = _score(ready, cells.path, split, model, options)
     write_report(result, out)
     _log(folder, result, out, step=ready.loaded.state.step)
     _show(result)
@@ -120,7 +170,48 @@ def open_trained(model: str, tracking_uri: str | None) -> "Registered":
     return open_checkpoint(Path(model))
 
 
-def _score(ready: "Registered", path: Path, split: str, seed: int, name: str) -> "Report":
+class _Options(TypedDict, total=False):
+    """What every evaluation is told."""
+
+    seed: int
+    genes_selected_on: Literal["train", "all"]
+    effort: "Effort"
+
+
+def _score_file(
+    file: Path,
+    path: Path,
+    split: str,
+    which: Literal["selected", "all", "file"],
+    lines: tuple[str, ...],
+    allow_missing: bool,
+    options: _Options,
+) -> "Report":
+    from txpert_dist.evaluate.predictions import genes_in_file, read_predictions
+    from txpert_dist.evaluate.report import Origin, with_origin
+    from txpert_dist.evaluate.run import evaluate as run
+    from txpert_dist.store.cells import open_store
+
+    cells = open_store(path)
+    view = genes_in_file(file, cells) if which == "file" else cells.training_genes(which)
+    found = read_predictions(
+        file, cells, split=split, genes=view, held_out_cell_lines=lines, allow_missing=allow_missing
+    )
+    with progress() as show:
+        result = run(
+            cells,
+            [found.predictor],
+            split=split,
+            genes=view,
+            held_out_cell_lines=lines,
+            exclusions=found.exclusions,
+            progress=show,
+            **options,
+        )
+    return with_origin(result, Origin(run=str(file)))
+
+
+def _score(ready: "Registered", path: Path, split: str, name: str, options: _Options) -> "Report":
     from txpert_dist.evaluate.predict import predictor_of_store
     from txpert_dist.evaluate.report import Origin, with_origin
     from txpert_dist.evaluate.run import evaluate as run
@@ -138,9 +229,10 @@ def _score(ready: "Registered", path: Path, split: str, seed: int, name: str) ->
             [predictor],
             split=split,
             genes=genes,
-            seed=seed,
             held_out_cell_lines=held_out,
+            snapshot=loaded.snapshot,
             progress=show,
+            **options,
         )
     origin = Origin(run=name, model_hash=loaded.state.model_hash, snapshot_id=loaded.snapshot.id)
     return with_origin(result, origin)
@@ -168,8 +260,10 @@ def _number(value: float | None) -> str:
 
 
 def _show(report: "Report") -> None:
+    from txpert_dist.evaluate.scores import HEADLINE
+
     rows = [*report.predictors, *report.reproducibility]
-    metrics = list(rows[0].metrics)
+    metrics = list(HEADLINE)
     numbers = [[row.name, *(_number(row.metrics[metric].mean) for metric in metrics)] for row in rows]
     counts = report.counts
     held_out = report.provenance.held_out_cell_lines

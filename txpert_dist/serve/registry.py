@@ -31,6 +31,8 @@ from txpert_dist.train.graphs import graphs_folder
 from txpert_dist.train.tracking import read_run_record
 
 PACKAGE = Path(__file__).resolve().parents[1]
+SMOKE_TESTED = "smoke_tested"
+"""Tag of versions that loaded and predicted in a fresh process."""
 PINNED = (
     "torch",
     "numpy",
@@ -75,7 +77,9 @@ def register(
     client = MlflowClient(tracking_uri=record.tracking_uri, registry_uri=record.tracking_uri)
     try:
         number, new = _version(client, record.run_id, checkpoint, report, loaded, name)
-        _smoke_test(record.tracking_uri, name, number)
+        if SMOKE_TESTED not in client.get_model_version(name, number).tags:
+            _smoke_test(record.tracking_uri, name, number)
+            client.set_model_version_tag(name, number, SMOKE_TESTED, "true")
         moved = alias if alias and verdict.promote else None
         if moved:
             client.set_registered_model_alias(name, moved, number)

@@ -6,9 +6,11 @@ meaning: how long, on which workers, recorded where.
 """
 
 import fcntl
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -94,10 +96,22 @@ def pinned_snapshot(run_folder: Path) -> str | None:
 
 
 def git_commit() -> str:
-    """Commit of this package's checkout, with ``-dirty`` when files differ; "unknown" without one."""
+    """Commit of this package's checkout, with ``-dirty`` when files differ, or the one it was installed from.
+
+    "unknown" where there is neither.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return _installed_commit()
     return done.stdout.strip()
+
+
+def _installed_commit() -> str:
+    """What the installer noted of the package's origin (PEP 610); a submitted job's package has it too."""
+    try:
+        noted = json.loads(distribution("txpert-dist").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return "unknown"
+    return str(noted.get("vcs_info", {}).get("commit_id", "unknown"))

@@ -1,5 +1,6 @@
 """A folder belongs to one configuration and one process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,15 @@ def test_paths_hold_in_every_directory(tmp_path):
 def test_commit_is_one_word():
     assert git_commit()
     assert not set(" \n") & set(git_commit())
+
+
+def test_without_a_checkout_the_commit_is_the_one_it_was_installed_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git here
+    info = tmp_path / "txpert_dist-9.9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: txpert-dist\nVersion: 9.9.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert git_commit() == "unknown"
+    origin = {"url": "https://example.org/x.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}
+    (info / "direct_url.json").write_text(json.dumps(origin))
+    assert git_commit() == "ab12"

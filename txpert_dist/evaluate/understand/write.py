@@ -1,0 +1,126 @@
+"""The folder that an understanding of a screen becomes.
+
+Enters: an ``Understanding``. Leaves: ``understand.json``, ``understand.md``, parquet tables and PNG figures.
+Invariants: the folder appears complete or not at all; every number of the page is in the JSON; null where
+undefined.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+
+from txpert_dist.errors import InputError
+from txpert_dist.evaluate.understand import contexts, selection
+from txpert_dist.evaluate.understand.figures import draw_figures
+from txpert_dist.evaluate.understand.page import to_markdown
+from txpert_dist.evaluate.understand.run import Enriched, Understanding
+
+SCHEMA = 1
+JSON_FILE = "understand.json"
+MARKDOWN_FILE = "understand.md"
+TOP = 10
+"""Genes and terms that the page names, by direction."""
+SIGNIFICANT = 0.05
+
+
+def to_json(found: Understanding) -> dict[str, Any]:
+    """The understanding as JSON-ready values, its long tables summarised."""
+    up = found.meta["delta"] > found.threshold
+    down = found.meta["delta"] < -found.threshold
+    return {
+        "schema": SCHEMA,
+        "provenance": found.provenance,
+        "contexts": {"kinds": contexts.KINDS, "rows": _records(contexts.summarise(found.contexts))},
+        "meta_baseline": {
+            "threshold": found.threshold,
+            "up": int(up.sum()),
+            "down": int(down.sum()),
+            "top_up": found.meta[up]["gene"].head(TOP).tolist(),
+            "top_down": found.meta[down]["gene"].head(TOP).tolist(),
+        },
+        "enrichment": None if found.enriched is None else _enriched(found.enriched),
+        "metric_selection": {
+            "contexts": found.context_kind,
+            "pairs": len(found.ranks[["first", "second"]].drop_duplicates()),
+            "quantile": selection.QUANTILE,
+            "rows": _records(selection.summarise(found.ranks)),
+        },
+        "tiers": None
+        if found.tiers is None
+        else {
+            "perturbations": found.tiers.perturbations,
+            "rows": None if found.tiers.table is None else _records(found.tiers.table),
+        },
+    }
+
+
+def write_understanding(found: Understanding, folder: Path) -> None:
+    """Write the understanding into ``folder``, replacing an earlier one there.
+
+    Raises ``InputError`` when the folder holds anything else.
+    """
+    if folder.exists() and not _replaceable(folder):
+        raise InputError(f"{folder}: exists and is no understanding of a screen; give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid4().hex[:8]
+    fresh, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
+    try:
+        fresh.mkdir()
+        _write_files(found, fresh)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(found: Understanding, folder: Path) -> None:
+    content = to_json(found)
+    figures = draw_figures(found, folder)
+    text = json.dumps(content, indent=2, allow_nan=False)
+    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / MARKDOWN_FILE).write_text(to_markdown(content, figures), encoding="utf-8")
+    for name, table in _tables(found).items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+
+
+def _tables(found: Understanding) -> dict[str, pd.DataFrame]:
+    tables = {"contexts": found.contexts, "meta_baseline": found.meta, "metric_selection": found.ranks}
+    if found.enriched is not None:
+        tables["enrichment"] = found.enriched.table
+    if found.tiers is not None and found.tiers.table is not None:
+        tables["tiers"] = found.tiers.table
+    return tables
+
+
+def _enriched(enriched: Enriched) -> dict[str, Any]:
+    table = enriched.table
+    chosen = table[table["enriched"] & (table["p_fdr_bh"] < SIGNIFICANT)]
+    top = chosen.groupby("direction", sort=False).head(TOP)
+    return {
+        "ontology": enriched.version,
+        "annotations": enriched.annotations,
+        "significant": {name: int((chosen["direction"] == name).sum()) for name in ("up", "down")},
+        "top": _records(top.drop(columns=["genes", "enriched"])),
+    }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): _plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _replaceable(folder: Path) -> bool:
+    held: Sequence[Path] = list(folder.iterdir()) if folder.is_dir() else [folder]
+    return not held or (folder / JSON_FILE).exists()
