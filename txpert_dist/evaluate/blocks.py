@@ -1,8 +1,9 @@
 """Scoring a split of a store block by block.
 
 Enters: a store, rows, predictors. Leaves: values per (perturbation, cell line) and per (perturbation, cell
-line, batch). Invariant: what is held at once is bounded by ``Effort``, except that one perturbation (one
-context) is never cut.
+line, batch). Invariants: what is held at once is bounded by ``Effort``, except that one perturbation (one
+context) is never cut; a unit's values do not depend on what else is scored with it, so that workers can score
+perturbations apart and join.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.evaluate import reproducibility
+from txpert_dist.evaluate.clouds import HALVES, energy_distances
 from txpert_dist.evaluate.halves import first_halves
 from txpert_dist.evaluate.predictor import Predictor
-from txpert_dist.evaluate.scores import METRICS, Background, Values, observed_block, score_prediction
+from txpert_dist.evaluate.sampling import draw, pooled_counts
+from txpert_dist.evaluate.scores import (
+    METRICS,
+    Background,
+    Block,
+    Values,
+    observed_block,
+    predicted_delta,
+    score_prediction,
+)
 from txpert_dist.loader.conditions import Progress, row_blocks, split_moments
 from txpert_dist.metrics.moments import ConditionMoments, conditions_of
 from txpert_dist.store.cells import CellStore
@@ -27,6 +38,10 @@ class Effort(NamedTuple):
     """Random divisions into halves that reproducibility is averaged over."""
     memory_bytes: int = 1 << 30
     """For the sums of conditions that are held at once."""
+    samplings: int = 1
+    """Pairs of resampled screens that sampling reproducibility is averaged over; 0 leaves it out."""
+    energy_cells: int = 0
+    """Most cells of a (perturbation, cell line) that the energy distance looks at; 0 leaves it out."""
 
 
 class Work(NamedTuple):
@@ -38,6 +53,8 @@ class Work(NamedTuple):
     background: Background
     effort: Effort
     progress: Progress
+    sampled_controls: tuple[NDArray[np.float64], ...] = ()
+    """(C, G) control means of each resampled screen, two for each sampling."""
 
     def moments(
         self, rows: NDArray[np.int64], what: str, done: int
@@ -53,7 +70,7 @@ class Work(NamedTuple):
 
     def max_conditions(self) -> int:
         """Conditions whose sums, first halves, second half and predictions fit the memory."""
-        return max(1, self.effort.memory_bytes // (8 * len(self.genes) * (self.effort.repeats + 6)))
+        return max(1, self.effort.memory_bytes // (8 * len(self.genes) * (self.effort.repeats + 12)))
 
 
 class Scored(NamedTuple):
@@ -65,11 +82,15 @@ class Scored(NamedTuple):
     num_cells: NDArray[np.int64]
     values: dict[str, Values]
     """By row of the report."""
+    observed_size: NDArray[np.float64]
+    """Euclidean length of each observed delta."""
+    predicted_size: dict[str, NDArray[np.float64]]
+    """That of each predicted delta, by predictor; of groups only."""
 
 
 def score_groups(work: Work, predictors: Sequence[Predictor]) -> Scored:
-    """Predictors and pooled halves, block of perturbations by block of perturbations."""
-    names = [predictor.name for predictor in predictors] + [reproducibility.POOLED]
+    """Predictors, pooled halves and resampled screens, block of perturbations by block of perturbations."""
+    names = [predictor.name for predictor in predictors] + [reproducibility.POOLED, reproducibility.SAMPLING]
     if len(set(names)) != len(names):
         raise ValueError(f"predictors share a name: {names}")
     parts, done = [], 0
@@ -77,16 +98,28 @@ def score_groups(work: Work, predictors: Sequence[Predictor]) -> Scored:
         whole, firsts = work.moments(rows, "scoring predictions", done)
         done += len(rows)
         block = observed_block(whole, work.background)
+        predicted = {p.name: p.predict(whole.perturbation_R, whole.context_R) for p in predictors}
         values = {
-            predictor.name: score_prediction(
-                predictor.predict(whole.perturbation_R, whole.context_R), block, work.background
-            )
-            for predictor in predictors
+            name: score_prediction(predicted_RG, block, work.background)
+            for name, predicted_RG in predicted.items()
         }
         values[reproducibility.POOLED] = reproducibility.pooled_halves(whole, firsts, work.background)
-        observed = block.observed
-        parts.append(Scored(observed.perturbation_P, observed.cell_line_P, observed.num_cells_P, values))
-    return _join(parts)
+        if work.sampled_controls:
+            values[reproducibility.SAMPLING] = _sampled(work, rows)
+        if work.effort.energy_cells:
+            _add_energy(work, rows, block, predicted, values)
+        sizes = {
+            name: np.linalg.norm(predicted_delta(predicted_RG, block, work.background), axis=1)
+            for name, predicted_RG in predicted.items()
+        }
+        seen = block.observed
+        parts.append(
+            Scored(
+                *(seen.perturbation_P, seen.cell_line_P, seen.num_cells_P, values),
+                *(np.linalg.norm(seen.delta_PG, axis=1), sizes),
+            )
+        )
+    return join_scored(parts)
 
 
 def score_conditions(work: Work) -> Scored:
@@ -96,19 +129,65 @@ def score_conditions(work: Work) -> Scored:
         whole, firsts = work.moments(rows, "scoring reproducibility per batch", done)
         done += len(rows)
         values = {reproducibility.PER_BATCH: reproducibility.per_batch_halves(whole, firsts, work.background)}
-        parts.append(Scored(whole.perturbation_R, whole.context_R, whole.num_cells_R, values))
-    return _join(parts)
+        mean_RG = whole.sum_RG / whole.num_cells_R[:, None] - work.background.control_mean_CG[whole.context_R]
+        size_R = np.linalg.norm(mean_RG, axis=1)
+        parts.append(Scored(whole.perturbation_R, whole.context_R, whole.num_cells_R, values, size_R, {}))
+    return join_scored(parts)
 
 
-def _join(parts: Sequence[Scored]) -> Scored:
-    names = parts[0].values
-    values = {
-        name: {metric: np.concatenate([part.values[name][metric] for part in parts]) for metric in METRICS}
-        for name in names
-    }
+def join_scored(parts: Sequence[Scored]) -> Scored:
+    """Units scored apart, blocks of this process or the shares of several, in order of their codes."""
+    perturbation = np.concatenate([part.perturbation for part in parts])
+    place = np.concatenate([part.place for part in parts])
+    order = np.lexsort((place, perturbation))
+
     return Scored(
-        np.concatenate([part.perturbation for part in parts]),
-        np.concatenate([part.place for part in parts]),
-        np.concatenate([part.num_cells for part in parts]),
-        values,
+        perturbation[order],
+        place[order],
+        np.concatenate([part.num_cells for part in parts])[order],
+        {
+            name: {
+                metric: np.concatenate([part.values[name][metric] for part in parts])[order]
+                for metric in METRICS
+            }
+            for name in parts[0].values
+        },
+        np.concatenate([part.observed_size for part in parts])[order],
+        {
+            name: np.concatenate([part.predicted_size[name] for part in parts])[order]
+            for name in parts[0].predicted_size
+        },
     )
+
+
+def _sampled(work: Work, rows: NDArray[np.int64]) -> Values:
+    pooled = pooled_counts(work.store, rows, genes=work.genes)
+    seed, controls = work.background.seed, work.sampled_controls
+    repeats = []
+    for screen in range(0, len(controls), 2):
+        first, second = (draw(pooled, seed=seed, screen=screen + side) for side in (0, 1))
+        repeats.append(
+            reproducibility.agreement(first, controls[screen], second, controls[screen + 1], work.background)
+        )
+    return reproducibility.average(repeats)
+
+
+def _add_energy(
+    work: Work,
+    rows: NDArray[np.int64],
+    block: Block,
+    predicted: dict[str, NDArray[np.floating]],
+    values: dict[str, Values],
+) -> None:
+    found = energy_distances(
+        work.store,
+        rows,
+        work.genes,
+        block,
+        work.background,
+        predicted,
+        most=work.effort.energy_cells,
+    )
+    values[reproducibility.POOLED]["energy_distance"] = found.pop(HALVES)
+    for name, distance_P in found.items():
+        values[name]["energy_distance"] = distance_P

@@ -1,7 +1,8 @@
 """A report: scores of model, baselines and reproducibility on one split, with what they were computed from.
 
 Enters: values per (perturbation, cell line). Leaves: a frozen ``Report``, and the folder that
-``write_report`` makes of it: ``report.json``, ``report.md``, ``per_perturbation.parquet``, PNG figures.
+``write_report`` makes of it: ``report.json``, ``report.md``, ``per_perturbation.parquet``,
+``examples.parquet``, PNG figures.
 Invariants: the folder appears complete or not at all; the JSON has the same keys whatever the values, and
 null where undefined.
 """
@@ -9,23 +10,28 @@ null where undefined.
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 import pandas as pd
 
 from txpert_dist.errors import InputError
 from txpert_dist.evaluate.figures import draw_figures
+from txpert_dist.evaluate.leakage import Check
 from txpert_dist.evaluate.markdown import to_markdown
-from txpert_dist.evaluate.scores import METRICS
+from txpert_dist.evaluate.scores import HEADLINE, METRICS
 from txpert_dist.metrics.aggregate import Mean
+from txpert_dist.metrics.bootstrap import BOOTSTRAP, Bootstrap, Interval
 
-SCHEMA = 1
+SCHEMA = 2
 JSON_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
 TABLE_FILE = "per_perturbation.parquet"
+EXAMPLES_FILE = "examples.parquet"
+
+Kind = Literal["model", "baseline", "reproducibility"]
 
 
 class Origin(NamedTuple):
@@ -84,6 +90,42 @@ class Summary(NamedTuple):
     unit: str
     """What each metric is the unweighted mean over."""
     metrics: dict[str, Mean]
+    kind: Kind
+    intervals: dict[str, Interval]
+    """Bootstrap interval of each mean, perturbations resampled."""
+
+
+class Gain(NamedTuple):
+    """How much better a model is than another row, over the units where both are defined."""
+
+    mean: float | None
+    """Mean difference, model minus the other."""
+    low: float | None
+    high: float | None
+    num_values: int
+    num_better: int
+    """Units where the model is better, as the metric counts."""
+
+
+class Comparison(NamedTuple):
+    """A model against another row of the report, unit by unit."""
+
+    name: str
+    against: str
+    metrics: dict[str, Gain]
+
+
+class Exclusion(NamedTuple):
+    """Something that was not evaluated, or not as usual."""
+
+    what: str
+    number: int | None
+    """How many; None where there is nothing to count."""
+    why: str
+
+
+EXAMPLE_COLUMNS = ("perturbation", "cell_line", "place", "score", "gene", "observed_delta", "predicted_delta")
+"""Of the examples: ``place`` is best, median or worst, by Pearson delta of the first model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +139,15 @@ class Report:
     reproducibility: tuple[Summary, ...]
     table: pd.DataFrame
     """One row for each (perturbation, cell line) and predictor or reproducibility variant."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Every model against every other predictor and pooled reproducibility."""
+    spearman_brown: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Split-half row -> correlation -> what its mean says of two whole experiments."""
+    bootstrap: Bootstrap = BOOTSTRAP
+    checks: tuple[Check, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+    examples: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(EXAMPLE_COLUMNS)))
+    """Predicted and observed delta of all genes for a few perturbations; see ``EXAMPLE_COLUMNS``."""
 
 
 def with_origin(report: Report, origin: Origin) -> Report:
@@ -113,6 +164,12 @@ def to_json(report: Report) -> dict[str, Any]:
         "metrics": {name: metric._asdict() for name, metric in METRICS.items()},
         "predictors": [_row(summary) for summary in report.predictors],
         "reproducibility": [_row(summary) for summary in report.reproducibility],
+        "headline": list(HEADLINE),
+        "comparisons": [_comparison(comparison) for comparison in report.comparisons],
+        "spearman_brown": report.spearman_brown,
+        "bootstrap": {**report.bootstrap._asdict(), "over": "perturbations"},
+        "checks": [check._asdict() for check in report.checks],
+        "excluded": [exclusion._asdict() for exclusion in report.exclusions],
     }
 
 
@@ -144,11 +201,22 @@ def _write_files(report: Report, folder: Path) -> None:
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
     (folder / MARKDOWN_FILE).write_text(to_markdown(content, figures), encoding="utf-8")
     report.table.to_parquet(folder / TABLE_FILE, index=False)
+    report.examples.to_parquet(folder / EXAMPLES_FILE, index=False)
 
 
 def _row(summary: Summary) -> dict[str, Any]:
-    metrics = {name: summary.metrics[name]._asdict() for name in METRICS}
-    return {"name": summary.name, "unit": summary.unit, "metrics": metrics}
+    return {
+        "name": summary.name,
+        "kind": summary.kind,
+        "unit": summary.unit,
+        "metrics": {name: summary.metrics[name]._asdict() for name in METRICS},
+        "intervals": {name: summary.intervals[name]._asdict() for name in METRICS},
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    metrics = {name: gain._asdict() for name, gain in comparison.metrics.items()}
+    return {"name": comparison.name, "against": comparison.against, "metrics": metrics}
 
 
 def _replaceable(folder: Path) -> bool:

@@ -2,43 +2,61 @@
 
 Enters: an open store and predictors over a gene view. Leaves: a ``Report``. Invariants: everything is scored
 on the same cells by the same code; baselines see training perturbations only, and no perturbed cell of a
-held-out cell line; memory is bounded by ``Effort``, not by the screen, beyond two rows of genes for each
-perturbation and cell line (the retrieval references).
+held-out cell line, which is checked every time; memory is bounded by ``Effort``, not by the screen, beyond
+three rows of genes for each perturbation and cell line (the retrieval references and the known changes).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from graph_store.graph import Snapshot
 from txpert_dist import __version__
 from txpert_dist.errors import InputError
-from txpert_dist.evaluate import reproducibility
-from txpert_dist.evaluate.baselines import NoChange, fit_general
 from txpert_dist.evaluate.blocks import Effort, Scored, Work, score_conditions, score_groups
+from txpert_dist.evaluate.fitting import fit_baselines, training_of
+from txpert_dist.evaluate.leakage import (
+    Check,
+    SelectedOn,
+    check_baseline_training,
+    check_gene_selection,
+    check_training_rows,
+)
 from txpert_dist.evaluate.predictor import Predictor
-from txpert_dist.evaluate.report import Counts, Origin, Provenance, Report, Summary
-from txpert_dist.evaluate.scores import METRICS, Background, Values, line_tables
+from txpert_dist.evaluate.report import (
+    EXAMPLE_COLUMNS,
+    Counts,
+    Exclusion,
+    Kind,
+    Origin,
+    Provenance,
+    Report,
+)
+from txpert_dist.evaluate.sampling import can_be_sampled, pooled_counts, sampled_controls
+from txpert_dist.evaluate.scores import background_of, observed_block, predicted_delta
+from txpert_dist.evaluate.summaries import CONDITION, GROUP, comparisons, corrected, long_table, summaries
+from txpert_dist.evaluate.survey import differential_genes
 from txpert_dist.loader.conditions import (
     Progress,
     cell_lines,
     cells_of_lines,
+    condition_moments,
     perturbation_deltas,
     perturbed_rows,
     quiet,
 )
-from txpert_dist.metrics.aggregate import mean_ignoring_nan
+from txpert_dist.metrics.bootstrap import Bootstrap
 from txpert_dist.metrics.delta import PerturbationDeltas
 from txpert_dist.store.cells import CellStore
-from txpert_dist.store.splits import TRAIN
 
-GROUP = "perturbation, cell line"
-CONDITION = "perturbation, cell line, batch"
 EFFORT = Effort()
+_EXAMPLES = 3
+"""Perturbations of each place (best, median, worst) that are shown gene by gene."""
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  each a choice of the caller, by name
     store: CellStore,
     predictors: Sequence[Predictor],
     *,
@@ -46,16 +64,21 @@ def evaluate(
     genes: NDArray[np.int64],
     seed: int = 0,
     held_out_cell_lines: Sequence[str] = (),
+    snapshot: Snapshot | None = None,
+    genes_selected_on: SelectedOn = "train",
+    exclusions: Sequence[Exclusion] = (),
     effort: Effort = EFFORT,
     progress: Progress = quiet,
 ) -> Report:
-    """Score ``predictors``, the two baselines and split-half reproducibility on the cells of ``split``.
+    """Score ``predictors``, the baselines and the screen's reproducibility on the cells of ``split``.
 
-    ``genes`` is the view (gene numbers of the store) that the predictors predict; ``seed`` draws halves and
-    fast references. With ``held_out_cell_lines`` only their cells are scored and baselines are fitted on the
-    other cell lines: in the train split are then perturbations that were seen there, in the others unseen
-    ones. Raises ``InputError`` when there are no perturbed cells to score, nothing to fit baselines on or no
-    such cell line, and ``StoreError`` for damaged data.
+    ``genes`` is the view (gene numbers of the store) that the predictors predict; ``seed`` draws halves,
+    resampled screens, fast references and bootstrap intervals. With ``held_out_cell_lines`` only their cells
+    are scored and baselines are fitted on the other cell lines: in the train split are then perturbations
+    that were seen there, in the others unseen ones. ``snapshot`` are the graphs that graph baselines use,
+    ``genes_selected_on`` allows genes that were selected on held-out cells, ``exclusions`` are stated in the
+    report beside its own. Raises ``InputError`` when there are no perturbed cells to score, nothing to fit
+    baselines on, no such cell line, or for a leak, and ``StoreError`` for damaged data.
     """
     held_out = cells_of_lines(store, held_out_cell_lines)
     rows = perturbed_rows(store, split, among=held_out if held_out_cell_lines else None)
@@ -64,55 +87,92 @@ def evaluate(
         raise InputError(
             f"{store.path}: no perturbed cell{where} is in the {split} split; evaluate another split"
         )
-    everything = perturbation_deltas(store, perturbed_rows(store), genes=genes, progress=progress)
     lines = cell_lines(store)
-    training = _training(store, everything, [lines.names.index(name) for name in held_out_cell_lines])
-    control_mean_CG = store.control_mean_CG[:, genes]
-    tables = line_tables(everything, len(lines.names))
-    background = Background(control_mean_CG, lines.cell_line_C, tables, seed)
-    baselines = (NoChange(control_mean_CG), fit_general(training, store.perturbations, control_mean_CG))
-    work = Work(store, rows, genes, background, effort, progress)
-    groups = score_groups(work, [*predictors, *baselines])
-    conditions = score_conditions(work)
-    return _report(work, groups, conditions, _provenance(work, split, held_out_cell_lines), training)
-
-
-def _training(
-    store: CellStore, everything: PerturbationDeltas, held_out: Sequence[int]
-) -> PerturbationDeltas:
-    """What baselines may see: training perturbations in cell lines that are not held out."""
-    kept_P = store.split[everything.perturbation_P] == TRAIN
-    return _only(everything, kept_P & ~np.isin(everything.cell_line_P, held_out))
-
-
-def _only(deltas: PerturbationDeltas, kept_P: NDArray[np.bool_]) -> PerturbationDeltas:
-    return PerturbationDeltas(
-        deltas.perturbation_P[kept_P],
-        deltas.cell_line_P[kept_P],
-        deltas.num_cells_P[kept_P],
-        deltas.delta_PG[kept_P],
+    everything = perturbation_deltas(store, perturbed_rows(store), genes=genes, progress=progress)
+    training_rows = perturbed_rows(store, "train", among=~held_out)
+    training = training_of(store, everything, genes=genes, held_out_cell_lines=held_out_cell_lines)
+    checks = (
+        check_training_rows(store, training_rows, held_out_cell_lines),
+        check_baseline_training(store, training.deltas, lines.names, held_out_cell_lines),
+        check_gene_selection(
+            store, genes, held_out_cell_lines, selected_on=genes_selected_on, progress=progress
+        ),
     )
+    baselines, left_out = fit_baselines(training, store, genes, rows, snapshot)
+    work = _work(store, rows, genes, everything, seed, effort, progress)
+    return _report(
+        work,
+        [*predictors, *baselines],
+        {**{p.name: "model" for p in predictors}, **{b.name: "baseline" for b in baselines}},
+        training=training.deltas,
+        provenance=_provenance(work, split, held_out_cell_lines),
+        checks=checks,
+        exclusions=(*exclusions, *left_out),
+    )
+
+
+def _work(
+    store: CellStore,
+    rows: NDArray[np.int64],
+    genes: NDArray[np.int64],
+    everything: PerturbationDeltas,
+    seed: int,
+    effort: Effort,
+    progress: Progress,
+) -> Work:
+    line_C = cell_lines(store).cell_line_C
+    at_once = max(1, effort.memory_bytes // (8 * 6 * len(genes)))
+    differential = differential_genes(store, rows, genes=genes, max_groups=at_once, progress=progress)
+    background = background_of(store, everything, line_C, genes=genes, differential=differential, seed=seed)
+    controls: tuple[NDArray[np.float64], ...] = ()
+    if effort.samplings and can_be_sampled(store):
+        scored_C = np.isin(line_C, line_C[store.context[rows]])
+        own = np.flatnonzero((store.perturbation == 0) & scored_C[store.context])
+        pooled = pooled_counts(store, own, genes=genes, progress=progress)
+        controls = tuple(
+            sampled_controls(store, pooled, seed=seed, screen=screen, genes=genes)
+            for screen in range(2 * effort.samplings)
+        )
+    return Work(store, rows, genes, background, effort, progress, controls)
 
 
 def _report(
-    work: Work, groups: Scored, conditions: Scored, provenance: Provenance, training: PerturbationDeltas
+    work: Work,
+    predictors: Sequence[Predictor],
+    kinds: dict[str, Kind],
+    *,
+    training: PerturbationDeltas,
+    provenance: Provenance,
+    checks: tuple[Check, ...],
+    exclusions: tuple[Exclusion, ...],
 ) -> Report:
-    summaries = [_summary(name, GROUP, values) for name, values in groups.values.items()]
-    per_batch = conditions.values[reproducibility.PER_BATCH]
+    groups, conditions = score_groups(work, predictors), score_conditions(work)
+    bootstrap = Bootstrap(seed=work.background.seed)
+    rows = summaries(groups, kinds, GROUP, bootstrap)
+    per_batch = summaries(conditions, kinds, CONDITION, bootstrap)
+    of_groups = [row for row in rows if row.kind == "reproducibility"]
+    counts = _counts(work, groups, conditions, training)
+    models = [name for name, kind in kinds.items() if kind == "model"]
     return Report(
         provenance=provenance,
-        counts=_counts(work, groups, conditions, training),
-        predictors=tuple(row for row in summaries if row.name != reproducibility.POOLED),
-        reproducibility=(
-            *(row for row in summaries if row.name == reproducibility.POOLED),
-            _summary(reproducibility.PER_BATCH, CONDITION, per_batch),
+        counts=counts,
+        predictors=tuple(row for row in rows if row.kind != "reproducibility"),
+        reproducibility=(of_groups[0], *per_batch, *of_groups[1:]),
+        table=long_table(
+            groups,
+            conditions,
+            work.background.cell_line_C[conditions.place],
+            kinds,
+            perturbations=work.store.perturbations,
+            lines=cell_lines(work.store).names,
         ),
-        table=_table(work, groups, conditions),
+        comparisons=comparisons(groups, models, bootstrap),
+        spearman_brown=corrected([*rows, *per_batch]),
+        bootstrap=bootstrap,
+        checks=checks,
+        exclusions=(*exclusions, *_exclusions(work, groups, counts)),
+        examples=_examples(work, groups, next(iter(predictors))) if models else _no_examples(),
     )
-
-
-def _summary(name: str, unit: str, values: Values) -> Summary:
-    return Summary(name, unit, {metric: mean_ignoring_nan(values[metric]) for metric in METRICS})
 
 
 def _counts(work: Work, groups: Scored, conditions: Scored, training: PerturbationDeltas) -> Counts:
@@ -131,31 +191,83 @@ def _counts(work: Work, groups: Scored, conditions: Scored, training: Perturbati
     )
 
 
-def _table(work: Work, groups: Scored, conditions: Scored) -> pd.DataFrame:
-    """Long form: one row for each group and row of the report; conditions averaged within their group."""
-    names, lines = np.array(work.store.perturbations), np.array(cell_lines(work.store).names)
-    line_of_condition = work.background.cell_line_C[conditions.place]
-    keys = pd.DataFrame({"code": groups.perturbation, "line": groups.place})
-    found = pd.DataFrame(
-        {"code": conditions.perturbation, "line": line_of_condition}
-        | conditions.values[reproducibility.PER_BATCH]
+def _exclusions(work: Work, groups: Scored, counts: Counts) -> Iterator[Exclusion]:
+    """What was not, or not quite, evaluated; only what occurred."""
+    background = work.background
+    unranked = int((background.differential.of(groups.perturbation, groups.place) < 0).any(1).sum())
+    own_QM = background.own_gene_QM[np.unique(groups.perturbation)]
+    unmeasured = int((own_QM < 0).all(1).sum())
+    found = (
+        (
+            "(perturbation, cell line, batch) of one cell",
+            counts.conditions_without_halves,
+            "no halves, so no split-half reproducibility per batch",
+        ),
+        (
+            "(perturbation, cell line) of one cell",
+            unranked,
+            "no variance, so no most surely changed genes",
+        ),
+        (
+            "cells of batches without controls",
+            counts.cells_with_fallback_controls,
+            "all controls of the cell line stand in",
+        ),
+        (
+            "perturbations whose own genes are not among the scored ones",
+            unmeasured,
+            "pearson_delta_other_genes is the same as pearson_delta",
+        ),
     )
-    means = found.groupby(["code", "line"], as_index=False).mean()
-    batches = found.groupby(["code", "line"], as_index=False).size()
-    per_batch = keys.merge(means, on=["code", "line"], how="left", validate="one_to_one")
-    num_batches = keys.merge(batches, on=["code", "line"], how="left", validate="one_to_one")["size"]
-    values = dict(groups.values)
-    values[reproducibility.PER_BATCH] = {metric: per_batch[metric].to_numpy() for metric in METRICS}
-    labels = pd.DataFrame(
-        {
-            "perturbation": names[groups.perturbation],
-            "cell_line": lines[groups.place],
-            "num_cells": groups.num_cells,
-            "num_batches": num_batches,
-        }
+    yield from (Exclusion(what, number, why) for what, number, why in found if number)
+    if work.effort.samplings and not work.sampled_controls:
+        yield Exclusion("sampling reproducibility", None, "the store does not hold whole counts")
+    if not work.effort.samplings:
+        yield Exclusion("sampling reproducibility", None, "not asked for")
+    if not work.effort.energy_cells:
+        yield Exclusion("energy distance", None, "not asked for")
+    if len(background.tables) < 2:
+        yield Exclusion("retrieval across cell lines", None, "the screen is of one cell line")
+
+
+def _examples(work: Work, groups: Scored, first: Predictor) -> pd.DataFrame:
+    """Predicted and observed deltas of the best, median and worst perturbations of the first model."""
+    score_P = groups.values[first.name]["pearson_delta"]
+    ranked = np.flatnonzero(~np.isnan(score_P))[np.argsort(-score_P[~np.isnan(score_P)], kind="stable")]
+    if not len(ranked):
+        return _no_examples()
+    middle = max((len(ranked) - _EXAMPLES) // 2, 0)
+    places = {
+        "best": ranked[:_EXAMPLES],
+        "median": ranked[middle : middle + _EXAMPLES],
+        "worst": ranked[-_EXAMPLES:][::-1],
+    }
+    wanted = np.unique(np.concatenate(list(places.values())))
+    store, background = work.store, work.background
+    rows = work.rows[np.isin(store.perturbation[work.rows], groups.perturbation[wanted])]
+    moments = condition_moments(store, rows, genes=work.genes)
+    block = observed_block(moments, background)
+    predicted_PG = predicted_delta(
+        first.predict(moments.perturbation_R, moments.context_R), block, background
     )
-    pieces = [labels.assign(predictor=name, **metrics) for name, metrics in values.items()]
-    return pd.concat(pieces, ignore_index=True)
+    seen = block.observed
+    row_of = {key: i for i, key in enumerate(zip(seen.perturbation_P, seen.cell_line_P, strict=True))}
+    names, lines = store.perturbations, cell_lines(store).names
+    genes = [store.genes[number] for number in work.genes]
+    pieces = []
+    for place, some in places.items():
+        for group in some:
+            code, line = groups.perturbation[group], groups.place[group]
+            row = row_of[code, line]
+            values = (names[code], lines[line], place, score_P[group], genes)
+            pieces.append(
+                dict(zip(EXAMPLE_COLUMNS, (*values, seen.delta_PG[row], predicted_PG[row]), strict=True))
+            )
+    return pd.concat([pd.DataFrame(piece) for piece in pieces], ignore_index=True)
+
+
+def _no_examples() -> pd.DataFrame:
+    return pd.DataFrame(columns=list(EXAMPLE_COLUMNS))
 
 
 def _provenance(work: Work, split: str, held_out_cell_lines: Sequence[str]) -> Provenance:

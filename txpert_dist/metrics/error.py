@@ -18,6 +18,19 @@ def pseudobulk_mse(
     return np.asarray((difference_PG**2).mean(1), np.float64)
 
 
+def r2_delta(predicted_PG: NDArray[np.floating], observed_PG: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(P,) share of the observed deltas' variance over genes that the prediction explains.
+
+    1 - sum (observed - predicted)^2 / sum (observed - its mean over genes)^2; below 0 for a prediction worse
+    than that mean. NaN where the observation is constant or not finite.
+    """
+    observed_PG = np.asarray(observed_PG, np.float64)
+    defined_P = np.isfinite(observed_PG).all(1) & (np.ptp(observed_PG, axis=1) > 0)
+    spread_P = ((observed_PG - observed_PG.mean(1, keepdims=True)) ** 2).sum(1)
+    error_P = ((np.asarray(predicted_PG, np.float64) - observed_PG) ** 2).sum(1)
+    return np.asarray(1.0 - error_P / np.where(defined_P, spread_P, np.nan), np.float64)
+
+
 def per_cell_squared_error(
     moments: ConditionMoments, predicted_RG: NDArray[np.floating]
 ) -> NDArray[np.float64]:

@@ -16,6 +16,13 @@ FAST_REFERENCES = 100
 """References of the methods' fast retrieval."""
 
 _EPSILON = float(np.finfo(np.float64).eps)
+_QUERIES = 2048
+"""Queries worked on at once; every block of them passes over the whole table."""
+_GENES_AT_ONCE = 1024
+"""Genes of a float32 product: the fewer, the closer it is known to be to the exact one."""
+_FEW = 0.05
+"""Share of close pairs up to which they are looked at one by one."""
+_PAIRS_AT_ONCE = 2048
 
 
 def retrieval_rank(
@@ -62,8 +69,8 @@ def rank_among(
     chosen = drawn_references(len(table.defined_P), references, seed)
     among_R = len(chosen) - np.isin(own_row_R, chosen)
     result_R = np.full(len(predicted_RG), np.nan)
-    for start in range(0, len(result_R), BLOCK):
-        block = slice(start, start + BLOCK)
+    for start in range(0, len(result_R), _QUERIES):
+        block = slice(start, start + _QUERIES)
         predicted, own = unit_rows(predicted_RG[block]), unit_rows(own_RG[block])
         beaten_R = _beaten(predicted, own, _table_blocks(table, chosen), own_row_R[block])
         defined_R = predicted.defined_P & own.defined_P & (among_R[block] > 0)
@@ -119,13 +126,47 @@ def _beaten(
     own_row_R: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """How many references each query resembles no more than its own, its own row left out."""
-    own_R = row_correlation(predicted, own)[:, None] + _rounding(predicted.unit_PG.shape[1])
+    own_R = row_correlation(predicted, own) + _rounding(predicted.unit_PG.shape[1])
+    short_RG = predicted.unit_PG.astype(np.float32)
     beaten_R = np.zeros(len(own_R))
     for rows, part in table_blocks:
-        # a comparison with NaN is False: an undefined reference is not beaten
-        beaten_RQ = (_similarity(predicted, part) <= own_R) & (rows != own_row_R[:, None])
-        beaten_R += beaten_RQ.sum(1)
+        beaten_RQ = _no_nearer(predicted.unit_PG, short_RG, part.unit_PG, own_R)
+        # an undefined reference is not beaten
+        beaten_R += (beaten_RQ & part.defined_P & (rows != own_row_R[:, None])).sum(1)
     return beaten_R
+
+
+def _no_nearer(
+    unit_RG: NDArray[np.float64],
+    short_RG: NDArray[np.float32],
+    table_QG: NDArray[np.float64],
+    own_R: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """(R, Q) whether the similarity to each reference is at most ``own_R``, as float64 has it.
+
+    Twice as fast as in float64 alone: a float32 product decides all pairs but the close ones. It is off by at
+    most ``slack``: products over n genes by n * 2^-24 times the sum of their sizes, which is at most 1 over
+    all genes, in whatever order they are added.
+    """
+    num_genes = unit_RG.shape[1]
+    pieces = range(0, num_genes, _GENES_AT_ONCE)
+    slack = (_GENES_AT_ONCE + len(pieces) + 8) * 2.0**-24
+    short_QG = table_QG.astype(np.float32)
+    similarity_RQ = np.zeros((len(unit_RG), len(table_QG)), np.float32)
+    for start in pieces:
+        genes = slice(start, start + _GENES_AT_ONCE)
+        similarity_RQ += short_RG[:, genes] @ short_QG[:, genes].T
+    difference_RQ = similarity_RQ - own_R[:, None]
+    result_RQ: NDArray[np.bool_] = difference_RQ <= 0
+    close = np.flatnonzero(np.abs(difference_RQ) <= slack)
+    if len(close) > _FEW * result_RQ.size:
+        return np.asarray(unit_RG @ table_QG.T <= own_R[:, None])
+    for start in range(0, len(close), _PAIRS_AT_ONCE):
+        some = close[start : start + _PAIRS_AT_ONCE]
+        query, reference = np.divmod(some, len(table_QG))
+        exact = np.einsum("ig,ig->i", unit_RG[query], table_QG[reference])
+        result_RQ.flat[some] = exact <= own_R[query]
+    return result_RQ
 
 
 def _table_blocks(table: UnitRows, chosen: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], UnitRows]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.unit.evaluate.conftest import DenseScreen
 from txpert_dist.errors import InputError
-from txpert_dist.evaluate.baselines import NoChange, fit_general
+from txpert_dist.evaluate.baselines import PerContext, fit_general
 from txpert_dist.loader.conditions import perturbation_deltas, perturbed_rows
 from txpert_dist.metrics.delta import PerturbationDeltas
 
@@ -84,8 +84,8 @@ def test_general_on_the_screen_is_the_formula_over_its_training_cells(screen: De
         else:
             parts = [screen.name == part if part in names else in_train for part in name.split("+")]
             expected = sum(change_BG[part].mean(0) for part in parts)
-        assert np.abs(general.change_QG[code] - expected).max() < 1e-5
-    assert not general.change_QG[0].any()
+        assert np.abs(general.change(np.array([code])) - expected).max() < 1e-5
+    assert not general.change(np.array([0])).any()
     unseen = set(store.perturbations[1:]) - names
     assert any("+" in name for name in unseen)
     assert any("+" not in name for name in unseen)
@@ -104,7 +104,7 @@ def test_general_is_exact_where_effects_add_up() -> None:
 
 def test_no_change_is_the_control_mean() -> None:
     control_CG = np.random.default_rng(0).random((3, 5)).astype(np.float32)
-    predicted = NoChange(control_CG).predict(np.array([4, 9], np.int32), np.array([2, 0], np.int32))
+    predicted = PerContext(control_CG).predict(np.array([4, 9], np.int32), np.array([2, 0], np.int32))
     assert (predicted == control_CG[[2, 0]]).all()
 
 
@@ -114,7 +114,7 @@ def test_fitted_values_cannot_be_changed() -> None:
     )
     general = fit_general(deltas, ["control", "A"], np.zeros((1, 2)))
     with pytest.raises(ValueError, match="read-only"):
-        general.change_QG[1, 0] = 5.0
+        general.change_TG[0, 0] = 5.0
     general.predict(np.array([1], np.int32), np.array([0], np.int32))[:] = 7.0
     assert general.predict(np.array([1], np.int32), np.array([0], np.int32)).tolist() == [[1.0, 2.0]]
 

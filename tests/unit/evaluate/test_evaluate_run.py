@@ -71,8 +71,13 @@ def test_known_predictors_get_their_scores(report: Report, screen: DenseScreen) 
         "opposite",
         "no_change",
         "general",
+        "train_mean",
+        "batch_mean",
+        "nearest_line",
+        "additive",
         "split_half_pooled",
         "split_half_per_batch",
+        "sampling",
     ]
     assert rows["model"].metrics["pearson_delta"].mean == pytest.approx(1.0, abs=1e-9)
     assert rows["model"].metrics["retrieval"].mean == 1.0
@@ -179,6 +184,7 @@ def test_the_report_on_disk_is_complete_and_strict_json(report: Report, tmp_path
     folder = tmp_path / "deep" / "report"
     write_report(report, folder)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "examples.parquet",
         "pearson_delta_per_perturbation.png",
         "per_perturbation.parquet",
         "report.json",
@@ -191,7 +197,10 @@ def test_the_report_on_disk_is_complete_and_strict_json(report: Report, tmp_path
 
     content = json.loads((folder / "report.json").read_text(), parse_constant=refuse)
     assert content == json.loads(json.dumps(to_json(report)))
-    assert list(content) == ["schema", "provenance", "counts", "metrics", "predictors", "reproducibility"]
+    assert list(content) == [
+        *("schema", "provenance", "counts", "metrics", "predictors", "reproducibility", "headline"),
+        *("comparisons", "spearman_brown", "bootstrap", "checks", "excluded"),
+    ]
     for row in content["predictors"] + content["reproducibility"]:
         assert list(row["metrics"]) == list(METRICS)
         assert all(list(mean) == ["mean", "num_values", "num_nan"] for mean in row["metrics"].values())

@@ -1,7 +1,7 @@
 """Evaluation on cell lines that were held out: their cells are scored, the others' are learned from."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from tests.unit.evaluate.conftest import DenseScreen
 from txpert_dist.errors import InputError
+from txpert_dist.evaluate.fitting import training_deltas
 from txpert_dist.evaluate.report import to_json, write_report
-from txpert_dist.evaluate.run import _training, evaluate
+from txpert_dist.evaluate.run import evaluate
 from txpert_dist.loader.conditions import perturbation_deltas, perturbed_rows
 
 SPLITS = ("train", "validation", "test")
+ALLOWED: dict[str, Any] = {"genes_selected_on": "all"}
+"""The screen was ingested for evaluation within cell lines: its genes were selected on all of them."""
 
 
 class Shift(NamedTuple):
@@ -40,7 +43,7 @@ def test_only_cells_of_the_line_are_scored_and_only_others_are_fitted_on(
 ) -> None:
     store, genes = screen.store, screen.store.training_genes("selected")
     predictor = Shift(store.control_mean_CG[:, genes], [])
-    report = evaluate(store, [predictor], split=split, genes=genes, held_out_cell_lines=[line])
+    report = evaluate(store, [predictor], split=split, genes=genes, held_out_cell_lines=[line], **ALLOWED)
     here, code = screen.line == line, SPLITS.index(split)
     scored = screen.in_split(code) & here
     assert {store.contexts[context].cell_line for _, context in predictor.asked} == {line}
@@ -82,7 +85,7 @@ def test_baselines_never_see_a_perturbed_cell_of_a_held_out_line(
     store = replace(screen.store, split=split)
     everything = perturbation_deltas(store, perturbed_rows(store), genes=np.arange(3))
     lines = ["K562", "RPE1"]
-    training = _training(store, everything, [lines.index(line) for line in sorted(held_out)])
+    training = training_deltas(store, everything, [lines.index(line) for line in sorted(held_out)])
     assert not {lines[code] for code in training.cell_line_P} & held_out
     assert (split[training.perturbation_P] == 0).all()
     of_train = np.isin(screen.name, [store.perturbations[code] for code in np.flatnonzero(split == 0)])
@@ -93,7 +96,7 @@ def test_baselines_never_see_a_perturbed_cell_of_a_held_out_line(
 def test_the_report_says_what_was_held_out_and_what_seen_means(screen: DenseScreen, tmp_path) -> None:
     store, genes = screen.store, screen.store.training_genes("selected")
     for split, word in (("train", "seen perturbations"), ("test", "unseen perturbations")):
-        report = evaluate(store, [], split=split, genes=genes, held_out_cell_lines=("RPE1",))
+        report = evaluate(store, [], split=split, genes=genes, held_out_cell_lines=("RPE1",), **ALLOWED)
         assert to_json(report)["provenance"]["held_out_cell_lines"] == ("RPE1",)
         write_report(report, tmp_path / split)
         text = (tmp_path / split / "report.md").read_text()
@@ -113,7 +116,7 @@ def test_without_anything_to_score_or_to_fit_on_it_is_refused(screen: DenseScree
     with pytest.raises(InputError, match="no cell line 'K652'; did you mean K562"):
         evaluate(store, [], split="test", genes=genes, held_out_cell_lines=["K652"])
     with pytest.raises(InputError, match="outside held-out cell lines"):
-        evaluate(store, [], split="test", genes=genes, held_out_cell_lines=["K562", "RPE1"])
+        evaluate(store, [], split="test", genes=genes, held_out_cell_lines=["K562", "RPE1"], **ALLOWED)
     only_train = replace(store, split=np.zeros_like(store.split))
     with pytest.raises(InputError, match="no perturbed cell of RPE1 is in the test split"):
         evaluate(only_train, [], split="test", genes=genes, held_out_cell_lines=["RPE1"])

@@ -16,7 +16,8 @@ from scipy.stats import pearsonr
 from sklearn.metrics import mean_squared_error
 
 from tests.unit.evaluate.conftest import DenseScreen
-from txpert_dist.evaluate.scores import Background, Values, line_tables, observed_block, score_prediction
+from txpert_dist.evaluate.scores import Values, background_of, observed_block, score_prediction
+from txpert_dist.evaluate.survey import differential_genes
 from txpert_dist.ingest.config import IngestConfig
 from txpert_dist.ingest.run import ingest
 from txpert_dist.loader.conditions import cell_lines, condition_moments, perturbation_deltas, perturbed_rows
@@ -33,8 +34,10 @@ def scores_of(store: CellStore, rows: NDArray[np.int64], predict: Predict) -> tu
     genes = np.arange(len(store.genes), dtype=np.int64)
     lines = cell_lines(store)
     everything = perturbation_deltas(store, perturbed_rows(store), genes=genes)
-    tables = line_tables(everything, len(lines.names))
-    background = Background(store.control_mean_CG[:, genes], lines.cell_line_C, tables, seed=0)
+    differential = differential_genes(store, rows, genes=genes, max_groups=100)
+    background = background_of(
+        store, everything, lines.cell_line_C, genes=genes, differential=differential, seed=0
+    )
     moments = condition_moments(store, rows, genes=genes)
     block = observed_block(moments, background)
     names = np.array(store.perturbations)[block.groups.perturbation_P]

@@ -169,3 +169,21 @@ def test_release_variant_is_the_position_among_all_with_ties_in_row_order() -> N
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         retrieval_rank(np.zeros((2, 3)), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-5, 1e-7, 0.0])
+def test_references_that_float32_cannot_tell_apart_are_ranked_as_float64_has_them(spread: float) -> None:
+    """From clearly different references to nearly equal ones: the fast product never decides alone."""
+    rng = np.random.default_rng(3)
+    num, genes = BLOCK + 40, 700
+    shared = rng.normal(size=genes)
+    observed_PG = shared + spread * rng.normal(size=(num, genes))
+    predicted_PG = observed_PG + 2.0 * rng.normal(size=(num, genes))
+    predicted, observed = unit_rows(predicted_PG).unit_PG, unit_rows(observed_PG).unit_PG
+    similarity_PQ = predicted @ observed.T
+    slack = (genes + 8) * np.finfo(float).eps
+    beaten_PQ = similarity_PQ <= np.einsum("pg,pg->p", predicted, observed)[:, None] + slack
+    expected = (beaten_PQ.sum(1) - 1) / (num - 1)
+    assert np.abs(retrieval_rank(predicted_PG, observed_PG) - expected).max() <= 1 / (num - 1) * (
+        spread == 1e-7
+    )
