@@ -1,10 +1,11 @@
-"""README's measured tables, printed from the committed records and put between its markers.
+"""Measured tables from the committed records: README's, between its markers, and all others in RESULTS.md.
 
 python -m tests.benchmarks.table
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -96,6 +97,23 @@ def loading(record: Record) -> str:
     return f"{title}\n\n" + "\n".join(lines)
 
 
+def beside(title: str, record: Record) -> str:
+    """Every case of a record beside its reference."""
+    lines = ["| | measured | beside it | | measured over it |", "| --- | ---: | --- | ---: | ---: |"]
+    for case in record["cases"]:
+        ratio = "" if case["ratio"] is None else _digits(case["ratio"])
+        measured, unit = _digits(case["value"]), case["unit"]
+        reference = f"{_digits(case['reference_value'])} {unit}"
+        lines.append(f"| {case['name']} | {measured} {unit} | {case['reference']} | {reference} | {ratio} |")
+    what = f"commit {record['commit']}; {_machine(record)}"
+    return f"**{title}** ({what})\n\n" + "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _origin(title: str, record: Record) -> str:
     seeds = ", ".join(map(str, record["details"]["seeds"]))
     what = f"mean ± standard deviation over seeds {seeds}; commit {record['commit']}; {_machine(record)}"
@@ -115,18 +133,44 @@ def _spread(average: float, spread: float) -> str:
     return f"{average:.3f} ± {spread:.3f}"
 
 
+Section = Callable[[Record], str]
+README: Mapping[str, Section] = {
+    "science_simulated": simulated,
+    "science_real": real,
+    "loader": loading,
+    "overhead": partial(beside, "`txpert train` on a screen as large as K562's"),
+    "faults": partial(beside, "Faults"),
+}
+OTHERS: Mapping[str, Section] = {
+    "ingest": partial(beside, "Ingest of 300,000 simulated cells x 8,000 genes"),
+    "ingest_1m": partial(beside, "Ingest of 1,000,000 simulated cells x 8,000 genes"),
+    "graph_build": partial(beside, "Building graphs"),
+    "flight": partial(beside, "Fetching a snapshot of 20,000 genes and 1,000,000 edges"),
+    "encoder": partial(beside, "Perturbation embeddings Z of all genes, forward and backward"),
+    "train_step": partial(beside, "Whole training steps"),
+    "metrics": partial(beside, "Metrics of 10,000 perturbations x 8,000 genes"),
+}
+
+
+def tables(sections: Mapping[str, Section]) -> str:
+    """Those whose record is there, one after the other."""
+    files = {RESULTS / f"{name}.json": section for name, section in sections.items()}
+    return "\n\n".join(
+        section(json.loads(file.read_text(encoding="utf-8")))
+        for file, section in files.items()
+        if file.exists()
+    )
+
+
 def main() -> None:
-    """Rewrite the part of README between the markers."""
-    parts = []
-    for name, section in (("science_simulated", simulated), ("science_real", real), ("loader", loading)):
-        file = RESULTS / f"{name}.json"
-        if file.exists():
-            parts.append(section(json.loads(file.read_text(encoding="utf-8"))))
+    """Rewrite the part of README between the markers, and RESULTS.md."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    readme.write_text(f"{head}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{tail}", encoding="utf-8")
+    readme.write_text(f"{head}{BEGIN}\n{tables(README)}\n{END}{tail}", encoding="utf-8")
+    title = "# Measured\n\nWritten by `python -m tests.benchmarks.table` from the records in `results`.\n\n"
+    RESULTS.with_name("RESULTS.md").write_text(f"{title}{tables(OTHERS)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,14 @@ from torch import Tensor
 from torch_geometric.utils import softmax
 
 from tests.unit.model.attention_oracles import assert_same, dense, random_edge_list
-from txpert_dist.model.attention.aggregate import edge_softmax, segment_softmax_, sum_rows, weighted_sum
+from txpert_dist.model.attention.aggregate import (
+    edge_ends,
+    edge_softmax,
+    edge_sum,
+    segment_softmax_,
+    sum_rows,
+    weighted_sum,
+)
 from txpert_dist.model.attention.edges import Edges, EdgeTable
 
 shapes = {
@@ -28,22 +35,37 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @settings(max_examples=40)
 @given(**shapes)
-def test_weighted_sum_is_a_product_with_the_adjacency_matrix(num_nodes, num_edges, heads, seed):
+def test_weighted_sum_is_a_product_with_the_adjacency_matrix(backend, num_nodes, num_edges, heads, seed):
     edges = table(num_nodes, num_edges, seed)
     weight_EH, x_PHN = numbers(len(edges.source), heads, seed=1), numbers(num_nodes, heads, 5, seed=2)
     expected_PHN = torch.einsum("ijh,jhn->ihn", dense(edges, weight_EH), x_PHN)
-    assert_same(weighted_sum(weight_EH, x_PHN, edges), expected_PHN, [weight_EH, x_PHN])
+    assert_same(weighted_sum(weight_EH, x_PHN, edges, backend=backend), expected_PHN, [weight_EH, x_PHN])
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @settings(max_examples=40)
 @given(**shapes)
-def test_edge_softmax_equals_pygs(num_nodes, num_edges, heads, seed):
+def test_edge_softmax_equals_pygs(backend, num_nodes, num_edges, heads, seed):
     edges = table(num_nodes, num_edges, seed)
     score_EH = numbers(len(edges.source), heads)
     expected_EH = softmax(score_EH, edges.target, num_nodes=num_nodes)
-    assert_same(edge_softmax(score_EH, edges), expected_EH, [score_EH])
+    assert_same(edge_softmax(score_EH, edges, backend=backend), expected_EH, [score_EH])
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@settings(max_examples=40)
+@given(**shapes)
+def test_sums_over_ends_and_edges_have_their_definitions(backend, num_nodes, num_edges, heads, seed):
+    edges = table(num_nodes, num_edges, seed)
+    source_PH, target_PH = numbers(num_nodes, heads, seed=1), numbers(num_nodes, heads, seed=2)
+    ends_EH = edge_ends(source_PH, target_PH, edges, backend=backend)
+    assert_same(ends_EH, source_PH[edges.source] + target_PH[edges.target], [source_PH, target_PH])
+    value_EH = numbers(len(edges.source), heads, seed=3)
+    expected_PH = dense(edges, value_EH).sum(1)
+    assert_same(edge_sum(value_EH, edges, backend=backend), expected_PH, [value_EH])
 
 
 def test_edge_softmax_leaves_its_input_alone_and_takes_any_scores():
@@ -57,20 +79,24 @@ def test_edge_softmax_leaves_its_input_alone_and_takes_any_scores():
     assert torch.isfinite(gradient_EH).all()
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_gradients_agree_with_finite_differences(backend):
     edges = table(5, 14, 0)
     scores, x_PHN = numbers(len(edges.source), 2, seed=1), numbers(5, 2, 3, seed=2)
-    assert torch.autograd.gradcheck(lambda *both: weighted_sum(*both, edges), (scores, x_PHN))
-    assert torch.autograd.gradcheck(lambda score_EH: edge_softmax(score_EH, edges), scores)
+    assert torch.autograd.gradcheck(
+        lambda *both: weighted_sum(*both, edges, backend=backend), (scores, x_PHN)
+    )
+    assert torch.autograd.gradcheck(lambda score_EH: edge_softmax(score_EH, edges, backend=backend), scores)
 
 
-def test_many_blocks():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_many_blocks(backend):
     # 4096 numbers an edge: 64 edges a block, and node 0 has more sources than that
     edges = table(90, 500, 1)
     assert edges.host_indptr[1] > 64
     weight_EH, x_PHN = numbers(len(edges.source), 1, seed=1), numbers(90, 1, 4096, seed=2)
     expected_PHN = torch.einsum("ijh,jhn->ihn", dense(edges, weight_EH), x_PHN)
-    assert_same(weighted_sum(weight_EH, x_PHN, edges), expected_PHN, [weight_EH, x_PHN])
+    assert_same(weighted_sum(weight_EH, x_PHN, edges, backend=backend), expected_PHN, [weight_EH, x_PHN])
 
 
 def test_only_the_gradients_asked_for():
@@ -101,13 +127,15 @@ def test_lower_precision_stays_near(dtype, tolerance, autocast):
         assert (ours.double() - theirs.double()).abs().max() < tolerance * theirs.abs().max()
 
 
-def test_repeats_bit_for_bit():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_repeats_bit_for_bit(backend):
     edges = table(300, 3000, 0)
     score_EH = numbers(len(edges.source), 2, seed=1).detach().float().requires_grad_()
     x_PHN = numbers(300, 2, 64, seed=2).detach().float().requires_grad_()
     runs = []
     for _ in range(3):
-        out_PHN = weighted_sum(edge_softmax(score_EH, edges), x_PHN, edges)
+        weight_EH = edge_softmax(score_EH, edges, backend=backend)
+        out_PHN = weighted_sum(weight_EH, x_PHN, edges, backend=backend)
         runs.append([out_PHN, *torch.autograd.grad(out_PHN.square().sum(), [score_EH, x_PHN])])
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))

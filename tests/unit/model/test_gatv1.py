@@ -42,16 +42,17 @@ def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loop
     assert_same(layer(x_PN), by_formula(layer, x_PN), inputs)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @settings(max_examples=30)
 @given(**graphs)
-def test_multipliers_enter_as_in_the_formula(num_nodes, num_edges, seed, self_loops):
+def test_multipliers_enter_as_in_the_formula(backend, num_nodes, num_edges, seed, self_loops):
     edge_list = random_edge_list(num_nodes, num_edges, seed, self_loops=self_loops)
     edges = Edges(edge_list.edges_2E, num_nodes).table
     keep_EH = torch.rand(len(edges.source), 2, dtype=torch.float64).round() * 1.7
     tensors = [numbers(num_nodes, 2, 3, seed=1), numbers(2, 3, seed=2), numbers(2, 3, seed=3)]
     score_KH = numbers(2, 2, seed=4)
     features = torch.from_numpy(edge_list.weight_EK).double(), score_KH
-    one_PHN = gatv1_attention(*tensors, edges, features=features, keep_EH=keep_EH)
+    one_PHN = gatv1_attention(*tensors, edges, features=features, keep_EH=keep_EH, backend=backend)
     other_PHN = dense_gatv1(*tensors, edges, features=features, keep_EH=keep_EH)
     assert_same(one_PHN, other_PHN, [*tensors, score_KH])
 

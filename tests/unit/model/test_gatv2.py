@@ -54,10 +54,11 @@ def test_layer_equals_pygs_and_the_formula(num_nodes, num_edges, seed, self_loop
     assert_same(layer(x_PN), by_formula(layer, x_PN), leaves)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @settings(max_examples=40)
 @given(**graphs, with_features=st.booleans(), with_multipliers=st.booleans())
 def test_equals_the_definition_over_all_pairs(
-    num_nodes, num_edges, seed, self_loops, with_features, with_multipliers
+    backend, num_nodes, num_edges, seed, self_loops, with_features, with_multipliers
 ):
     edge_list = random_edge_list(num_nodes, num_edges, seed, self_loops=self_loops)
     edges = Edges(edge_list.edges_2E, num_nodes).table
@@ -70,13 +71,14 @@ def test_equals_the_definition_over_all_pairs(
     if with_multipliers:
         torch.manual_seed(seed)
         keep_EH = torch.rand(len(edges.source), 2, dtype=torch.float64).round() * 1.7
-    ours = gatv2_attention(*tensors, edges, features=features, keep_EH=keep_EH)
+    ours = gatv2_attention(*tensors, edges, features=features, keep_EH=keep_EH, backend=backend)
     expected = dense_gatv2(*tensors, edges, features=features, keep_EH=keep_EH)
     assert_same(ours, expected, leaves)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize("options", [False, True])
-def test_many_blocks_and_a_hub_larger_than_a_block(options):
+def test_many_blocks_and_a_hub_larger_than_a_block(backend, options):
     # 2 x 4096 numbers an edge: 32 edges a block, and node 0 has 33 sources or more
     edge_list = random_edge_list(60, 200, 1)
     edges = Edges(edge_list.edges_2E, 60).table
@@ -87,21 +89,24 @@ def test_many_blocks_and_a_hub_larger_than_a_block(options):
     if options:
         features = torch.from_numpy(edge_list.weight_EK).double(), projection_KHN
         keep_EH = torch.rand(len(edges.source), 2, dtype=torch.float64)
-    ours = gatv2_attention(*tensors, edges, features=features, keep_EH=keep_EH)
+    ours = gatv2_attention(*tensors, edges, features=features, keep_EH=keep_EH, backend=backend)
     expected = dense_gatv2(*tensors, edges, features=features, keep_EH=keep_EH)
     assert_same(ours, expected, [*tensors, projection_KHN] if options else list(tensors))
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_gradients_agree_with_finite_differences(backend):
     edge_list = random_edge_list(5, 12, 0)
     edges = Edges(edge_list.edges_2E, 5).table
     feature_EK = torch.from_numpy(edge_list.weight_EK).double()
     keep_EH = torch.rand(len(edges.source), 2, dtype=torch.float64)
     tensors, projection_KHN = inputs(5, 2, 3), numbers(2, 2, 3, seed=5)
-    assert torch.autograd.gradcheck(lambda *tensors: gatv2_attention(*tensors, edges), tensors)
+    assert torch.autograd.gradcheck(
+        lambda *tensors: gatv2_attention(*tensors, edges, backend=backend), tensors
+    )
     assert torch.autograd.gradcheck(
         lambda x_PHN, y_PHN, a_HN, p_KHN: gatv2_attention(
-            x_PHN, y_PHN, a_HN, edges, features=(feature_EK, p_KHN), keep_EH=keep_EH
+            x_PHN, y_PHN, a_HN, edges, features=(feature_EK, p_KHN), keep_EH=keep_EH, backend=backend
         ),
         (*tensors, projection_KHN),
     )
@@ -116,10 +121,13 @@ def test_views_of_one_projection_are_taken_as_they_are():
     torch.testing.assert_close(gatv2_attention(source_PHN, target_PHN, attention_HN, edges), expected_PHN)
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_large_scores_do_not_overflow(backend):
     edges = random_table(7, 20, 0)
     source_PHN, target_PHN, attention_HN = (tensor.detach() * 100 for tensor in inputs(7, 2, 3))
-    out_PHN = gatv2_attention(source_PHN.float(), target_PHN.float(), attention_HN.float(), edges)
+    out_PHN = gatv2_attention(
+        source_PHN.float(), target_PHN.float(), attention_HN.float(), edges, backend=backend
+    )
     expected_PHN = dense_gatv2(source_PHN, target_PHN, attention_HN, edges)
     torch.testing.assert_close(out_PHN.double(), expected_PHN, rtol=1e-2, atol=1e-2)
 
@@ -161,12 +169,13 @@ def test_the_kernel_is_the_same_under_autocast():
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-def test_repeats_bit_for_bit():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_repeats_bit_for_bit(backend):
     edges = random_table(300, 3000, 0)
     tensors = tuple(tensor.detach().float().requires_grad_() for tensor in inputs(300, 2, 128))
     runs = []
     for _ in range(3):
-        out_PHN = gatv2_attention(*tensors, edges)
+        out_PHN = gatv2_attention(*tensors, edges, backend=backend)
         runs.append([out_PHN, *torch.autograd.grad(out_PHN.square().sum(), tensors)])
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))

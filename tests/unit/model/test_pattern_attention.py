@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from txpert_dist.model.attention.backend import Backend
 from txpert_dist.model.attention.pattern import EdgeTerms, pattern_attention
 from txpert_dist.model.attention.pattern_edges import PatternEdges, PatternTable
 
@@ -37,10 +38,10 @@ def dense(tensors: list[Tensor], edges_2E: np.ndarray, pattern_E: np.ndarray) ->
     return sum_PHN / (weight_RPPH.sum((0, 2)) + 1e-6)[..., None]
 
 
-def ours(tensors: list[Tensor], edges: PatternTable) -> Tensor:
+def ours(tensors: list[Tensor], edges: PatternTable, backend: Backend = "auto") -> Tensor:
     query_PHN, key_PHN, value_PHN, feature_RHN, bias_RH, *gate = tensors
     terms = EdgeTerms(feature_RHN, bias_RH, gate[0] if gate else None)
-    return pattern_attention(query_PHN, key_PHN, value_PHN, terms, edges)
+    return pattern_attention(query_PHN, key_PHN, value_PHN, terms, edges, backend=backend)
 
 
 def inputs(
@@ -70,6 +71,7 @@ def assert_same(one: Tensor, other: Tensor, tensors: list[Tensor]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @settings(max_examples=80)
 @given(
     num_nodes=st.integers(1, 10),
@@ -80,38 +82,43 @@ def assert_same(one: Tensor, other: Tensor, tensors: list[Tensor]) -> None:
     scale=st.sampled_from([0.3, 5.0]),
     seed=st.integers(0, 10**6),
 )
-def test_equals_the_definition_over_all_pairs(num_nodes, num_edges, num_patterns, heads, gated, scale, seed):
+def test_equals_the_definition_over_all_pairs(
+    backend, num_nodes, num_edges, num_patterns, heads, gated, scale, seed
+):
     edges = random_edges(num_nodes, num_edges, num_patterns, seed)
     tensors = inputs(num_nodes, num_patterns, (heads, 3), gated=gated, scale=scale, seed=seed)
-    assert_same(ours(tensors, table(*edges, num_nodes)), dense(tensors, *edges), tensors)
+    assert_same(ours(tensors, table(*edges, num_nodes), backend), dense(tensors, *edges), tensors)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize("gated", [False, True])
-def test_gradients_agree_with_finite_differences(gated):
+def test_gradients_agree_with_finite_differences(backend, gated):
     edges = table(*random_edges(5, 20, 3, 0), 5)
     tensors = inputs(5, 3, (2, 3), gated=gated, scale=0.5)
-    assert torch.autograd.gradcheck(lambda *given: ours(list(given), edges), tensors)
+    assert torch.autograd.gradcheck(lambda *given: ours(list(given), edges, backend), tensors)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize("gated", [False, True])
-def test_many_blocks_and_groups_larger_than_a_block(gated):
+def test_many_blocks_and_groups_larger_than_a_block(backend, gated):
     # 16,384 numbers a node: blocks of 16 edges or groups, and node 0 has more sources of either pattern
     edges = random_edges(30, 250, 2, 1)
     for pattern in range(2):
         assert np.count_nonzero((edges[0][1] == 0) & (edges[1] == pattern)) > 16
     tensors = inputs(30, 2, (1, 16_384), gated=gated, scale=0.02)
-    assert_same(ours(tensors, table(*edges, 30)), dense(tensors, *edges), tensors)
+    assert_same(ours(tensors, table(*edges, 30), backend), dense(tensors, *edges), tensors)
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize(("bias", "weight"), [(100.0, np.exp(5.0)), (-100.0, np.exp(-5.0))])
-def test_scores_are_clipped_and_pass_no_gradient_there(bias, weight):
+def test_scores_are_clipped_and_pass_no_gradient_there(backend, bias, weight):
     # node 1's two sources: one clipped, one with score 0
     edges = table(np.array([[0, 1], [1, 1]]), np.array([0, 1]), 2)
     tensors = [tensor.detach() for tensor in inputs(2, 2, (1, 3), gated=False)]
     tensors[3], tensors[4] = torch.zeros_like(tensors[3]), torch.tensor([[bias], [0.0]], dtype=torch.float64)
     for tensor in tensors:
         tensor.requires_grad_()
-    out_PHN = ours(tensors, edges)
+    out_PHN = ours(tensors, edges, backend)
     mean_HN = (weight * tensors[2][0] + tensors[2][1]) / (weight + 1 + 1e-6)
     torch.testing.assert_close(out_PHN[1], mean_HN, rtol=1e-12, atol=1e-12)
     dfeature_RHN, dbias_RH = torch.autograd.grad(out_PHN.sum(), tensors[3:])
@@ -143,7 +150,8 @@ def test_lower_precision_stays_near(dtype, tolerance, scale):
     assert (out_PHN.double() - exact_PHN).abs().max() < tolerance * exact_PHN.abs().max()
 
 
-def test_keeps_nothing_as_large_as_all_edges_vectors():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_keeps_nothing_as_large_as_all_edges_vectors(backend):
     edges = table(*random_edges(40, 1000, 4, 0), 40)
     tensors = inputs(40, 4, (2, 16), gated=True)
     kept = []
@@ -153,17 +161,18 @@ def test_keeps_nothing_as_large_as_all_edges_vectors():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        ours(tensors, edges)
+        ours(tensors, edges, backend)
     assert kept
     assert max(kept) <= max(len(edges.order) * 2, 40 * 2 * 16)
 
 
-def test_repeats_bit_for_bit():
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_repeats_bit_for_bit(backend):
     edges = table(*random_edges(300, 5000, 5, 0), 300)
     tensors = [tensor.detach().float().requires_grad_() for tensor in inputs(300, 5, (2, 64), gated=True)]
     runs = []
     for _ in range(3):
-        out_PHN = ours(tensors, edges)
+        out_PHN = ours(tensors, edges, backend)
         runs.append([out_PHN, *torch.autograd.grad(out_PHN.square().sum(), tensors)])
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))

@@ -1,9 +1,9 @@
-"""Sums over the edges that enter each node, in plain torch.
+"""Sums over the edges that enter each target.
 
 Enters: numbers for every edge, vectors for every node, an edge table. Leaves: sums, softmax weights.
 Invariants: exact forward and backward; sums in single precision or better, also under autocast; on the CPU
 the order of every sum is fixed, so results repeat bit for bit; no [E, H, N] array ever exists outside blocks
-that fit the cache.
+that fit the cache. Here is the reference in plain torch; ``cpu`` has the compiled one.
 
 Backward, with d the gradient of the result: o_i = sum w_ij x_j gives d_i . x_j to w_ij and, summed over the
 edges that leave j, w_ij d_i to x_j; a softmax w gives w_ij (d_ij - sum_k w_ik d_ik) to its scores.
@@ -16,30 +16,56 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from txpert_dist.model.attention import cpu
+from txpert_dist.model.attention.backend import Backend, compiles
 from txpert_dist.model.attention.edges import EdgeTable, row_blocks
 
 _BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block's [edges, H, N] arrays: 1 MiB in single precision, about a core's second-level cache."""
 
 
-def weighted_sum(weight_EH: Tensor, x_PHN: Tensor, edges: EdgeTable) -> Tensor:
-    """(P, H, N): for every node the sum over its incoming edges of weight times the source's vector.
+def weighted_sum(weight_EH: Tensor, x_SHN: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
+    """(T, H, N): for every target the sum over its edges of weight times the source's vector.
 
-    Differentiable once in both. Nodes without edges get zero. The result has the dtype of ``x_PHN``.
+    Differentiable once in both. Targets without edges get zero. The result has the dtype of ``x_SHN``.
     """
-    wide = torch.promote_types(torch.promote_types(weight_EH.dtype, x_PHN.dtype), torch.float32)
-    out_PHN: Tensor = _WeightedSum.apply(weight_EH.to(wide), x_PHN.to(wide), edges)  # type: ignore[no-untyped-call]
-    return out_PHN.to(x_PHN.dtype)
+    wide = torch.promote_types(torch.promote_types(weight_EH.dtype, x_SHN.dtype), torch.float32)
+    weight_EH, wide_SHN = weight_EH.to(wide), x_SHN.to(wide)
+    if compiles(backend, wide_SHN):
+        return cpu.weighted_sum(weight_EH, wide_SHN, edges).to(x_SHN.dtype)
+    out_THN: Tensor = _WeightedSum.apply(weight_EH, wide_SHN, edges)  # type: ignore[no-untyped-call]
+    return out_THN.to(x_SHN.dtype)
 
 
-def edge_softmax(score_EH: Tensor, edges: EdgeTable) -> Tensor:
-    """(E, H): the softmax of the scores of the edges that enter each node, in single precision or better.
+def edge_softmax(score_EH: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
+    """(E, H): the softmax of the scores of the edges that enter each target, in single precision or better.
 
     Differentiable once.
     """
-    wide = torch.promote_types(score_EH.dtype, torch.float32)
-    weight_EH: Tensor = _EdgeSoftmax.apply(score_EH.to(wide), edges)  # type: ignore[no-untyped-call]
+    score_EH = score_EH.to(torch.promote_types(score_EH.dtype, torch.float32))
+    if compiles(backend, score_EH):
+        return cpu.edge_softmax(score_EH, edges)
+    weight_EH: Tensor = _EdgeSoftmax.apply(score_EH, edges)  # type: ignore[no-untyped-call]
     return weight_EH
+
+
+def edge_ends(source_SH: Tensor, target_TH: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
+    """(E, H): for every edge its source's numbers plus its target's. Differentiable once."""
+    if compiles(backend, source_SH):
+        return cpu.edge_ends(source_SH, target_TH, edges)
+    return source_SH.index_select(0, edges.source) + target_TH.index_select(0, edges.target)
+
+
+def edge_sum(value_EN: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
+    """(T, N): for every target the sum of its edges' numbers, in single precision or better.
+
+    Differentiable once. Targets without edges get zero.
+    """
+    value_EN = value_EN.to(torch.promote_types(value_EN.dtype, torch.float32))
+    if compiles(backend, value_EN):
+        return cpu.edge_sum(value_EN, edges)
+    zero_TN = value_EN.new_zeros(len(edges.host_indptr) - 1, value_EN.shape[1])
+    return zero_TN.index_add(0, edges.target, value_EN)
 
 
 def block_edges(x_PHN: Tensor) -> int:
@@ -97,10 +123,8 @@ class _WeightedSum(torch.autograd.Function):
         dweight_EH = _dot_ends(d_PHN, x_PHN, edges) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return dweight_EH, None, None
-        source, order = edges.source.sort(stable=True)
-        indptr = torch.searchsorted(source, torch.arange(len(x_PHN) + 1, device=source.device))
-        weight_EH, target = weight_EH.index_select(0, order), edges.target.index_select(0, order)
-        return dweight_EH, sum_rows(weight_EH, d_PHN, target, indptr), None
+        weight_EH = weight_EH.index_select(0, edges.source_order)
+        return dweight_EH, sum_rows(weight_EH, d_PHN, edges.source_target, edges.source_indptr), None
 
 
 class _EdgeSoftmax(torch.autograd.Function):

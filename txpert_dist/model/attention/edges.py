@@ -1,8 +1,9 @@
 """Edges in the order that the kernels read them.
 
-Enters: knowledge graphs. Leaves: edge lists on the host and edge tables, compressed by target. Invariants:
-edges are sorted by target, then source; with self loops every node has exactly one; built once, never in a
-step; tables follow the model to its device and stay out of its checkpoints.
+Enters: knowledge graphs. Leaves: edge lists on the host and edge tables, compressed by target and once more
+by source, whole or for some of the targets. Invariants: edges are sorted by target, then source; with self
+loops every node has exactly one; whole tables are built once, never in a step, follow the model to its device
+and stay out of its checkpoints.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graph_store.graph import COUPLING, KnowledgeGraph, Supra
+from txpert_dist.model.attention.cpu_kernels import order_by
 
 
 class EdgeList(NamedTuple):
@@ -27,16 +29,29 @@ class EdgeList(NamedTuple):
 
 
 class EdgeTable(NamedTuple):
-    """Destination-sorted edges; the tensors lie on the device that computes."""
+    """Edges into some nodes, sorted by target; the tensors lie on the device that computes.
+
+    Targets and sources are numbered apart, T and S of them: with all the nodes as targets both are the nodes.
+    """
 
     indptr: Tensor
-    """(P + 1,) int64: where each target's edges begin."""
+    """(T + 1,) int64: where each target's edges begin."""
     source: Tensor
-    """(E,) int64 node that each edge leaves."""
+    """(E,) int64 source that each edge leaves."""
     target: Tensor
-    """(E,) int64 node that each edge enters, ascending."""
+    """(E,) int64 target that each edge enters, ascending."""
     host_indptr: NDArray[np.int64]
     """``indptr`` on the host, for cutting the work without asking the device."""
+    source_indptr: Tensor
+    """(S + 1,) int64: where each source's edges begin in ``source_order``."""
+    source_order: Tensor
+    """(E,) int64 numbers of the edges, sorted by source, then target."""
+    source_target: Tensor
+    """(E,) int64 target of each edge in that order."""
+    rows: Tensor | None = None
+    """(T,) int64 the source that each target is, ascending; None when target n is source n."""
+    edge: Tensor | None = None
+    """(E,) int64 number of each edge in the table that this one was taken from; None for a whole table."""
 
 
 class Edges(nn.Module):
@@ -45,19 +60,89 @@ class Edges(nn.Module):
     indptr: Tensor
     source: Tensor
     target: Tensor
+    source_indptr: Tensor
+    source_order: Tensor
+    source_target: Tensor
 
     def __init__(self, edges_2E: NDArray[np.int64], num_nodes: int) -> None:
-        """``edges_2E`` are sorted by target."""
+        """``edges_2E`` are sorted by target, then source."""
         super().__init__()
         self.host_indptr = np.searchsorted(edges_2E[1], np.arange(num_nodes + 1)).astype(np.int64)
-        self.register_buffer("indptr", torch.from_numpy(self.host_indptr.copy()), persistent=False)
-        self.register_buffer("source", torch.from_numpy(edges_2E[0].astype(np.int64)), persistent=False)
-        self.register_buffer("target", torch.from_numpy(edges_2E[1].astype(np.int64)), persistent=False)
+        source, target = np.ascontiguousarray(edges_2E, np.int64)
+        order, source_indptr = sorted_by(source, num_nodes)
+        for name, values in {
+            "indptr": self.host_indptr.copy(),
+            "source": source,
+            "target": target,
+            "source_indptr": source_indptr,
+            "source_order": order,
+            "source_target": target[order],
+        }.items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     @property
     def table(self) -> EdgeTable:
         """The table, on the module's device."""
-        return EdgeTable(self.indptr, self.source, self.target, self.host_indptr)
+        return EdgeTable(
+            *(self.indptr, self.source, self.target, self.host_indptr),
+            *(self.source_indptr, self.source_order, self.source_target),
+        )
+
+
+def restricted(
+    edges: EdgeTable, rows: NDArray[np.int64], sources: NDArray[np.int64] | None = None
+) -> EdgeTable:
+    """The edges of ``edges`` that enter the targets ``rows``, which ascend; target n is then ``rows[n]``.
+
+    ``sources``, ascending, numbers the sources anew: it holds all that the edges leave, and ``rows``.
+    Raises ``ValueError`` when it does not. The work is that of the edges that remain, and a pass over the
+    sources.
+    """
+    length = edges.host_indptr[rows + 1] - edges.host_indptr[rows]
+    indptr = np.append(0, np.cumsum(length))
+    target = np.repeat(np.arange(len(rows)), length)
+    edge = np.arange(indptr[-1]) + (edges.host_indptr[rows] - indptr[:-1])[target]
+    source = edges.source.cpu().numpy()[edge]
+    row_source = rows if edges.rows is None else edges.rows.cpu().numpy()[rows]
+    num_sources = len(edges.source_indptr) - 1
+    if sources is not None:
+        source, row_source = (renumbered(part, sources, num_sources) for part in (source, row_source))
+        num_sources = len(sources)
+    order, source_indptr = sorted_by(source, num_sources)
+    if edges.edge is not None:
+        edge = edges.edge.cpu().numpy()[edge]
+    device = edges.source.device
+
+    def on_device(array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return EdgeTable(
+        *(on_device(indptr), on_device(source), on_device(target), indptr, on_device(source_indptr)),
+        *(on_device(order), on_device(target[order]), on_device(row_source), on_device(edge)),
+    )
+
+
+def renumbered(node: NDArray[np.int64], kept: NDArray[np.int64], num_nodes: int) -> NDArray[np.int64]:
+    """Position in ``kept`` of each node. Raises ``ValueError`` when one is not there."""
+    place = np.full(num_nodes, -1)
+    place[kept] = np.arange(len(kept))
+    found = place[node]
+    if found.min(initial=0) < 0:
+        raise ValueError("an edge leaves, or a target is, none of the sources that are kept")
+    return found
+
+
+def sorted_by(
+    key_E: NDArray[np.int64], num_keys: int, order_E: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the entries sorted by key, and where each key's begin (num_keys + 1,).
+
+    Entries of equal keys stay in the order of ``order_E``, by default their own.
+    """
+    order_E = np.arange(len(key_E)) if order_E is None else order_E.copy()
+    indptr = np.empty(num_keys + 1, np.int64)
+    order_by(key_E, order_E, indptr, np.empty_like(order_E))
+    return order_E, indptr
 
 
 def union_edges(

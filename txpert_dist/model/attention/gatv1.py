@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from txpert_dist.model.attention.aggregate import edge_softmax, weighted_sum
+from txpert_dist.model.attention.aggregate import edge_ends, edge_softmax, weighted_sum
+from txpert_dist.model.attention.backend import Backend
 from txpert_dist.model.attention.edges import EdgeTable
 
 
 def gatv1_attention(
-    x_PHN: Tensor,
+    x_SHN: Tensor,
     source_HN: Tensor,
     target_HN: Tensor,
     edges: EdgeTable,
@@ -29,23 +30,25 @@ def gatv1_attention(
     *,
     features: tuple[Tensor, Tensor] | None = None,
     keep_EH: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Attention-weighted sums (P, H, N) of ``x_PHN`` over each target's edges; zero without edges.
+    """Attention-weighted sums (T, H, N) of ``x_SHN`` over each target's edges; zero without edges.
 
     ``source_HN`` and ``target_HN`` are the vectors a_s and a_t, ``features`` the edges' features f, (E, K),
     and each head's v, (K, H), ``keep_EH`` the multipliers m. Differentiable once in all but f and m. The
-    result has the dtype of ``x_PHN``.
+    result has the dtype of ``x_SHN``.
     """
-    wide = torch.promote_types(x_PHN.dtype, torch.float32)
-    with torch.autocast(x_PHN.device.type, enabled=False):
-        wide_PHN = x_PHN.to(wide)
-        source_PH = (wide_PHN * source_HN.to(wide)).sum(-1)
-        target_PH = (wide_PHN * target_HN.to(wide)).sum(-1)
-        score_EH = source_PH.index_select(0, edges.source) + target_PH.index_select(0, edges.target)
+    wide = torch.promote_types(x_SHN.dtype, torch.float32)
+    with torch.autocast(x_SHN.device.type, enabled=False):
+        wide_SHN = x_SHN.to(wide)
+        target_THN = wide_SHN if edges.rows is None else wide_SHN.index_select(0, edges.rows)
+        source_SH = (wide_SHN * source_HN.to(wide)).sum(-1)
+        target_TH = (target_THN * target_HN.to(wide)).sum(-1)
+        score_EH = edge_ends(source_SH, target_TH, edges, backend=backend)
         if features is not None:
             feature_EK, vector_KH = features
             score_EH = score_EH + feature_EK.to(wide) @ vector_KH.to(wide)
-        weight_EH = edge_softmax(functional.leaky_relu(score_EH, negative_slope), edges)
+        weight_EH = edge_softmax(functional.leaky_relu(score_EH, negative_slope), edges, backend=backend)
         if keep_EH is not None:
             weight_EH = weight_EH * keep_EH.to(wide)
-        return weighted_sum(weight_EH, wide_PHN, edges).to(x_PHN.dtype)
+        return weighted_sum(weight_EH, wide_SHN, edges, backend=backend).to(x_SHN.dtype)

@@ -1,10 +1,11 @@
-"""GATv2 attention over destination-sorted edges, in plain torch.
+"""GATv2 attention over destination-sorted edges.
 
 Enters: each node's projection as a source and as a target, one attention vector a head, the edge table; by
 option features of the edges with their projection, and a multiplier for each attention weight (dropout).
 Leaves: each target's attention-weighted sum of its sources. Invariants: exact forward and backward; softmax
 and sums in single precision or better; on the CPU the order of every sum is fixed, so results repeat bit for
-bit. Targets are worked off in blocks whose edges fit the cache: no [E, H, N] array ever exists.
+bit; no [E, H, N] array ever exists. Here is the reference in plain torch, which works off targets in blocks
+whose edges fit the cache; ``cpu`` has the compiled one.
 
     z_ij = x_j + y_i + W_e f_ij,   e_ij = a . LeakyReLU(z_ij),
     w_ij = softmax of e_ij over the sources j of i,   o_i = sum w_ij m_ij x_j
@@ -15,53 +16,46 @@ z_ij, edge ij gives g_ij l' a to y_i, the same plus w_ij m_ij d_i to x_j, the sa
 g_ij LeakyReLU(z_ij) to a.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from txpert_dist.model.attention import cpu
 from txpert_dist.model.attention.aggregate import block_edges, segment_softmax_, sum_rows
+from txpert_dist.model.attention.backend import Backend, compiles
 from txpert_dist.model.attention.edges import EdgeTable, row_blocks
 
 
 def gatv2_attention(
-    source_PHN: Tensor,
-    target_PHN: Tensor,
+    source_SHN: Tensor,
+    target_THN: Tensor,
     attention_HN: Tensor,
     edges: EdgeTable,
     negative_slope: float = 0.2,
     *,
     features: tuple[Tensor, Tensor] | None = None,
     keep_EH: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Attention-weighted sums (P, H, N) of ``source_PHN`` over each target's edges; zero without edges.
+    """Attention-weighted sums (T, H, N) of ``source_SHN`` over each target's edges; zero without edges.
 
-    ``source_PHN`` and ``target_PHN`` are the two projections of the nodes, ``attention_HN`` the vectors a,
-    ``features`` the edges' features f, (E, K), and their projection W_e, (K, H, N), ``keep_EH`` the
-    multipliers m. Differentiable once in all but f and m. The result has the dtype of ``source_PHN``.
+    ``source_SHN`` and ``target_THN`` are the two projections of the nodes, each of those that it is for,
+    ``attention_HN`` the vectors a, ``features`` the edges' features f, (E, K), and their projection W_e,
+    (K, H, N), ``keep_EH`` the multipliers m. Differentiable once in all but f and m. The result has the dtype
+    of ``source_SHN``.
     """
-    wide = torch.promote_types(source_PHN.dtype, torch.float32)
+    wide = torch.promote_types(source_SHN.dtype, torch.float32)
+    x_SHN, y_THN, a_HN = (part.to(wide) for part in (source_SHN, target_THN, attention_HN))
     feature_EK, projection_KHN = (None, None) if features is None else (part.to(wide) for part in features)
     keep_EH = None if keep_EH is None else keep_EH.to(wide)
-    out_PHN: Tensor = _Gatv2.apply(  # type: ignore[no-untyped-call]
-        source_PHN.to(wide),
-        target_PHN.to(wide),
-        attention_HN.to(wide),
-        projection_KHN,
-        _Given(edges, negative_slope, feature_EK, keep_EH),
-    )
-    return out_PHN.to(source_PHN.dtype)
-
-
-class _Given(NamedTuple):
-    """What no gradient goes to."""
-
-    edges: EdgeTable
-    slope: float
-    feature_EK: Tensor | None
-    keep_EH: Tensor | None
+    given = cpu.Gatv2Given(edges, negative_slope, feature_EK, keep_EH)
+    if compiles(backend, x_SHN):
+        return cpu.gatv2(x_SHN, y_THN, a_HN, projection_KHN, given).to(source_SHN.dtype)
+    out_THN: Tensor = _Gatv2.apply(x_SHN, y_THN, a_HN, projection_KHN, given)  # type: ignore[no-untyped-call]
+    return out_THN.to(source_SHN.dtype)
 
 
 class _Gatv2(torch.autograd.Function):
@@ -69,7 +63,7 @@ class _Gatv2(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_PHN: Tensor, y_PHN: Tensor, a_HN: Tensor, p_KHN: Tensor | None, given: _Given
+        ctx: Any, x_PHN: Tensor, y_PHN: Tensor, a_HN: Tensor, p_KHN: Tensor | None, given: cpu.Gatv2Given
     ) -> Tensor:
         edges = given.edges
         weight_EH = x_PHN.new_empty(len(edges.source), x_PHN.shape[1])
@@ -89,7 +83,7 @@ class _Gatv2(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_PHN: Tensor) -> tuple[Tensor | None, ...]:
         x_PHN, y_PHN, a_HN, p_KHN, weight_EH, kept_EH, out_PHN = ctx.saved_tensors
-        given: _Given = ctx.given
+        given: cpu.Gatv2Given = ctx.given
         edges = given.edges
         mean_PH = (d_PHN * out_PHN).sum(-1)
         dx_PHN, dy_PHN, da_HN = torch.zeros_like(x_PHN), torch.zeros_like(y_PHN), torch.zeros_like(a_HN)
@@ -114,7 +108,9 @@ class _Gatv2(torch.autograd.Function):
         return dx_PHN, dy_PHN, da_HN, None if dp_KM is None else dp_KM.view_as(p_KHN), None
 
 
-def _complete_(x_EHN: Tensor, y_PHN: Tensor, p_KHN: Tensor | None, given: _Given, block: slice) -> Tensor:
+def _complete_(
+    x_EHN: Tensor, y_PHN: Tensor, p_KHN: Tensor | None, given: cpu.Gatv2Given, block: slice
+) -> Tensor:
     """z of a block's edges, in the place of their sources' x."""
     z_EHN = x_EHN.add_(y_PHN.index_select(0, given.edges.target[block]))
     if p_KHN is not None and given.feature_EK is not None:

@@ -1,4 +1,4 @@
-"""Clipped attention over edges that share few distinct features, in plain torch.
+"""Clipped attention over edges that share few distinct features.
 
 Enters: queries, keys and values of the nodes, one row of features for every *pattern* of edges (not for every
 edge), the edges. Leaves: each target's weighted mean of its sources' values. Invariants: exact forward and
@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from txpert_dist.model.attention import cpu
 from txpert_dist.model.attention.aggregate import block_edges, sum_rows
+from txpert_dist.model.attention.backend import Backend, compiles
 from txpert_dist.model.attention.edges import row_blocks
 from txpert_dist.model.attention.pattern_edges import Groups, PatternTable
 
@@ -47,25 +49,28 @@ class EdgeTerms(NamedTuple):
 
 
 def pattern_attention(
-    query_PHN: Tensor, key_PHN: Tensor, value_PHN: Tensor, terms: EdgeTerms, edges: PatternTable
+    query_THN: Tensor,
+    key_SHN: Tensor,
+    value_SHN: Tensor,
+    terms: EdgeTerms,
+    edges: PatternTable,
+    *,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Weighted means (P, H, N) of ``value_PHN`` over each target's edges; zero without edges.
+    """Weighted means (T, H, N) of ``value_SHN`` over each target's edges; zero without edges.
 
-    Differentiable once in all the tensors. The result has the dtype of ``value_PHN``.
+    Differentiable once in all the tensors. The result has the dtype of ``value_SHN``.
     """
-    wide = torch.promote_types(value_PHN.dtype, torch.float32)
-    gates = [None] * value_PHN.shape[1] if terms.gate_RHN is None else terms.gate_RHN.unbind(1)
-    heads = zip(
-        *(x.unbind(1) for x in (query_PHN, key_PHN, value_PHN, terms.feature_RHN, terms.bias_RH)),
-        gates,
-        strict=True,
-    )
+    wide = torch.promote_types(value_SHN.dtype, torch.float32)
+    parts = [None if x is None else x.to(wide) for x in (query_THN, key_SHN, value_SHN, *terms)]
+    if compiles(backend, value_SHN.new_empty(0, dtype=wide)):
+        return cpu.pattern(parts, edges, (CLIP, EPSILON)).to(value_SHN.dtype)
     # a head at a time: its rows lie side by side, as an embedding bag reads them
-    out_HPN = [
-        _Head.apply(*(None if x is None else x.to(wide).contiguous() for x in head), edges)  # type: ignore[no-untyped-call]
-        for head in heads
+    out_HTN = [
+        _Head.apply(*(None if x is None else x[:, head].contiguous() for x in parts), edges)  # type: ignore[no-untyped-call]
+        for head in range(value_SHN.shape[1])
     ]
-    return torch.stack(out_HPN, 1).to(value_PHN.dtype)
+    return torch.stack(out_HTN, 1).to(value_SHN.dtype)
 
 
 class _Head(torch.autograd.Function):
@@ -98,7 +103,7 @@ class _Head(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_PN: Tensor) -> tuple[Tensor | None, ...]:
         query_PN, key_PN, value_PN, feature_RN, gate_RN, score_E, total_P1, out_PN = ctx.saved_tensors
-        groups, by_source, order = ctx.edges
+        groups, by_source, order = ctx.edges[:3]
         weight_E = score_E.clamp(-CLIP, CLIP).exp_()
         u_PN = d_PN / total_P1
         mean_P = (u_PN * out_PN).sum(1)
@@ -144,7 +149,7 @@ def _sums(
     """
     if factor_RN is None:
         return _bags(weight_E, far_PN, groups.other, groups.node_indptr)
-    sum_PN = torch.zeros_like(far_PN)
+    sum_PN = far_PN.new_zeros(len(groups.node_indptr) - 1, far_PN.shape[1])
     size, num_groups = _block_rows(far_PN), len(groups.node)
     for start in range(0, num_groups, size):
         span = slice(start, min(start + size, num_groups))

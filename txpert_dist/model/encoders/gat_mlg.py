@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
+from txpert_dist.model.attention.aggregate import edge_sum
 from txpert_dist.model.attention.edges import Edges, supra_edges, union_edges
 from txpert_dist.model.dropout import DropoutKey, graph_dropout
 from txpert_dist.model.encoders.features import NodeFeatures
@@ -88,16 +89,11 @@ class Structure(nn.Module):
         """s_PN of every node; ``key`` switches dropout on."""
         hidden_EN = graph_dropout(self.edge_first(self.weight_E1), self.dropout, self.site, key)
         # f_edge ends with a linear map, so the sum over the edges may come before it
-        hidden_PN = self._sum_over_edges(functional.relu(hidden_EN))
+        hidden_PN = edge_sum(functional.relu(hidden_EN), self.edges.table)
         summed_PN = functional.linear(hidden_PN, self.edge_last.weight)
         summed_PN = summed_PN + self.degree_P1 * self.edge_last.bias
         s_PN: Tensor = self.node_last(functional.relu(self.node_first(summed_PN)))
         return s_PN
-
-    def _sum_over_edges(self, x_EN: Tensor) -> Tensor:
-        wide_EN = x_EN.to(torch.promote_types(x_EN.dtype, torch.float32))
-        zero_PN = wide_EN.new_zeros(len(self.degree_P1), wide_EN.shape[1])
-        return zero_PN.index_add(0, self.edges.target, wide_EN)
 
 
 class Gate(nn.Module):
