@@ -40,8 +40,12 @@ class Effort(NamedTuple):
     """For the sums of conditions that are held at once."""
     samplings: int = 1
     """Pairs of resampled screens that sampling reproducibility is averaged over; 0 leaves it out."""
+    reselect: bool = False
+    """Also let resampled screens select their own genes; draws all cells, training cells too."""
     energy_cells: int = 0
     """Most cells of a (perturbation, cell line) that the energy distance looks at; 0 leaves it out."""
+    workers: int = 1
+    """Processes that score, sharing the memory; more than one are Ray's, on this machine."""
 
 
 class Work(NamedTuple):
@@ -55,6 +59,8 @@ class Work(NamedTuple):
     progress: Progress
     sampled_controls: tuple[NDArray[np.float64], ...] = ()
     """(C, G) control means of each resampled screen, two for each sampling."""
+    drawn: NDArray[np.int64] | None = None
+    """Ascending genes that resampled cells are drawn over; None: the scored ones."""
 
     def moments(
         self, rows: NDArray[np.int64], what: str, done: int
@@ -160,16 +166,26 @@ def join_scored(parts: Sequence[Scored]) -> Scored:
     )
 
 
+def score_resampled(work: Work, first: int, *, max_conditions: int) -> Values:
+    """Agreement of the resampled screens ``first`` and the next, in the order of ``score_groups``."""
+    parts = []
+    for rows in row_blocks(work.store, work.rows, by="perturbation", max_conditions=max_conditions):
+        parts.append(_agreement(work, rows, first))
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+
+
 def _sampled(work: Work, rows: NDArray[np.int64]) -> Values:
-    pooled = pooled_counts(work.store, rows, genes=work.genes)
+    screens = range(0, len(work.sampled_controls), 2)
+    return reproducibility.average([_agreement(work, rows, screen) for screen in screens])
+
+
+def _agreement(work: Work, rows: NDArray[np.int64], screen: int) -> Values:
+    genes = work.genes if work.drawn is None else work.drawn
+    pooled = pooled_counts(work.store, rows, genes=genes)
+    kept = None if work.drawn is None else np.searchsorted(work.drawn, work.genes)
     seed, controls = work.background.seed, work.sampled_controls
-    repeats = []
-    for screen in range(0, len(controls), 2):
-        first, second = (draw(pooled, seed=seed, screen=screen + side) for side in (0, 1))
-        repeats.append(
-            reproducibility.agreement(first, controls[screen], second, controls[screen + 1], work.background)
-        )
-    return reproducibility.average(repeats)
+    first, second = (draw(pooled, seed=seed, screen=screen + side, kept=kept) for side in (0, 1))
+    return reproducibility.agreement(first, controls[screen], second, controls[screen + 1], work.background)
 
 
 def _add_energy(

@@ -16,9 +16,12 @@ from matplotlib.ticker import MaxNLocator
 from txpert_dist.evaluate.reproducibility import POOLED
 
 _METRIC = "pearson_delta"
-_LABELS = {
+LABELS = {
     "pearson_delta": "Pearson delta",
+    "pearson_delta_shifted": "Pearson delta, shifted",
+    "pearson_delta_de20": "Pearson delta, 20 genes",
     "retrieval": "Retrieval rank",
+    "pseudobulk_rmse": "Pseudobulk RMSE",
     "general": "General baseline",
     "no_change": "No change",
     "batch_mean": "Batch mean",
@@ -29,11 +32,19 @@ _LABELS = {
     "ridge": "Ridge, expression",
     "ridge_graph": "Ridge, graph",
     "sampling": "Resampled screens",
+    "sampling_own_genes": "Resampled, own genes",
     "model": "Model",
+    "predictions": "Predictions",
     "split_half_pooled": "Split halves, pooled",
     "split_half_per_batch": "Split halves, per batch",
 }
+"""What figures call a row or a metric."""
 _DPI = 150
+
+
+def label(name: str) -> str:
+    """What figures and pages call a row or a metric."""
+    return LABELS.get(name, name)
 
 
 def draw_figures(table: pd.DataFrame, predictors: Sequence[str], folder: Path) -> list[str]:
@@ -66,9 +77,9 @@ def _scatter(table: pd.DataFrame, first: str) -> Figure:
         )
         _diagonal(ax, shown)
         better = int((shown["y"] > shown["x"]).sum())
-        ax.set(xlabel=f"{_LABELS.get(other, other)}: Pearson delta")
-        ax.set(ylabel=f"{_LABELS.get(first, first)}: Pearson delta")
-        ax.set_title(f"{_LABELS.get(first, first)} higher in {better:,} of {len(shown):,}", fontsize=10)
+        ax.set(xlabel=f"{label(other)}: Pearson delta")
+        ax.set(ylabel=f"{label(first)}: Pearson delta")
+        ax.set_title(f"{label(first)} higher in {better:,} of {len(shown):,}", fontsize=10)
         sns.despine(ax=ax)
     return figure
 
@@ -93,8 +104,8 @@ def _boxes(table: pd.DataFrame) -> Figure:
         axes = figure.subplots(1, len(metrics), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         chance = 0.5 if metric == "retrieval" else 0.0
-        shown = table.assign(row=[_LABELS.get(name, name) for name in table["predictor"]])
-        order = [_LABELS.get(name, name) for name in names]
+        shown = table.assign(row=[label(name) for name in table["predictor"]])
+        order = [label(name) for name in names]
         sns.boxplot(shown, x=metric, y="row", order=order, color="0.88", fliersize=0, width=0.6, ax=ax)
         sns.stripplot(
             shown,
@@ -112,6 +123,6 @@ def _boxes(table: pd.DataFrame) -> Figure:
             if table.loc[table["predictor"] == name, metric].isna().all():
                 ax.text(chance, number, " undefined", va="center", color="0.4", fontsize=9)
         ax.axvline(chance, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        ax.set(xlabel=f"{_LABELS[metric]} (dashed: chance)", ylabel="")
+        ax.set(xlabel=f"{LABELS[metric]} (dashed: chance)", ylabel="")
         sns.despine(ax=ax)
     return figure

@@ -19,10 +19,20 @@ from txpert_dist.store.cells import CellStore
 from txpert_dist.store.splits import SPLITS, TRAIN
 
 SelectedOn = Literal["train", "all"]
-_SAME = 0.99
+SAME = 0.99
 """Share of the genes that two selections have in common when they are one (sums in another order may differ
 in the last place, and so at the border)."""
 _TRAINING, _HELD_OUT_LINE, _HELD_OUT = range(3)
+
+
+class Rule(NamedTuple):
+    """A way to select genes, and how far it is the store's."""
+
+    flavour: Literal["seurat", "cell_ranger"]
+    rows: NDArray[np.int64]
+    """The cells that take part."""
+    share: float
+    """Of the store's genes, how many it selects."""
 
 
 class Check(NamedTuple):
@@ -98,20 +108,15 @@ def check_gene_selection(
         return Check(name, "unknown", "the genes are not those that ingest selected in this store")
     if selected_on == "all":
         return Check(name, "allowed", "genes selected on held-out cells were allowed (genes-selected-on all)")
-    perturbed = store.perturbation != 0
-    held_out = perturbed & (store.split[store.perturbation] != TRAIN)
-    of_line = perturbed & cells_of_lines(store, held_out_cell_lines)
-    set_of_cell = np.where(held_out, _HELD_OUT, np.where(of_line, _HELD_OUT_LINE, _TRAINING))
-    sums = selection_sums(store, set_of_cell.astype(np.int64), 3, progress=progress)
-    clean, *leaking = (_agreement(store, sums[:last]) for last in (1, 2, 3))
-    if clean >= _SAME:
+    clean, *leaking = (rule.share for rule in selection_rules(store, held_out_cell_lines, progress=progress))
+    if clean >= SAME:
         return Check(name, "passed", f"{clean:.1%} of the genes are those that training cells select")
-    if max(leaking) >= _SAME:
-        which = "perturbed cells of held-out cell lines" if leaking[0] >= _SAME else "held-out perturbations"
+    if max(leaking) >= SAME:
+        which = "perturbed cells of held-out cell lines" if leaking[0] >= SAME else "held-out perturbations"
         raise InputError(
             f"{store.path}: its genes were selected on {which} too ({max(leaking):.1%} of the genes say so, "
             f"{clean:.1%} say training cells only); ingest with --select-on train"
-            f"{' --held-out-cell-line' if leaking[0] >= _SAME else ''}, or allow it with "
+            f"{' --held-out-cell-line' if leaking[0] >= SAME else ''}, or allow it with "
             "--genes-selected-on all"
         )
     return Check(
@@ -119,10 +124,23 @@ def check_gene_selection(
     )
 
 
-def _agreement(store: CellStore, parts: Sequence[Selection]) -> float:
-    """Largest share of the store's genes that one of the flavours selects on these cells together."""
-    shares = []
-    for flavour in ("seurat", "cell_ranger"):
+def selection_rules(
+    store: CellStore, held_out_cell_lines: Sequence[str] = (), *, progress: Progress = quiet
+) -> tuple[Rule, ...]:
+    """The best rule of training cells alone, with held-out cell lines, with held-out perturbations too."""
+    perturbed = store.perturbation != 0
+    held_out = perturbed & (store.split[store.perturbation] != TRAIN)
+    of_line = perturbed & cells_of_lines(store, held_out_cell_lines)
+    set_of_cell = np.where(held_out, _HELD_OUT, np.where(of_line, _HELD_OUT_LINE, _TRAINING)).astype(np.int64)
+    sums = selection_sums(store, set_of_cell, 3, progress=progress)
+    return tuple(_rule(store, sums[:last], np.flatnonzero(set_of_cell < last)) for last in (1, 2, 3))
+
+
+def _rule(store: CellStore, parts: Sequence[Selection], rows: NDArray[np.int64]) -> Rule:
+    """The flavour that selects most of the store's genes on these cells together."""
+    rules = []
+    flavours: tuple[Literal["seurat", "cell_ranger"], ...] = ("seurat", "cell_ranger")
+    for flavour in flavours:
         moments = [getattr(part, flavour) for part in parts]
         whole = type(moments[0])(
             sum(part.num_cells for part in moments),
@@ -133,5 +151,6 @@ def _agreement(store: CellStore, parts: Sequence[Selection]) -> float:
             found = select_variable_genes(whole, len(store.selected), flavour)
         except InputError:  # too many genes of one mean for this flavour
             continue
-        shares.append(len(np.intersect1d(found, store.selected)) / max(len(found), len(store.selected)))
-    return max(shares)
+        share = len(np.intersect1d(found, store.selected)) / max(len(found), len(store.selected))
+        rules.append(Rule(flavour, rows, share))
+    return max(rules, key=lambda rule: rule.share)

@@ -3,7 +3,7 @@
 Enters: the report's JSON content and figure names. Leaves: Markdown. Invariant: every number is in the JSON.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 VARIANTS = {
@@ -24,6 +24,8 @@ VARIANTS = {
     "retrieval within the batch; fewer cells a unit, so lower",
     "sampling": "two screens of full size, every cell drawn anew from the pooled counts of its "
     "(perturbation, cell line, batch); one predicts the other, batches pooled",
+    "sampling_own_genes": "the same, but each screen selects its variable genes anew and those that both "
+    "select are compared, as the methods have it: other genes than the rows above",
 }
 """What each fixed row is."""
 
@@ -51,7 +53,7 @@ def to_markdown(content: dict[str, Any], figures: Sequence[str]) -> str:
         f"# Evaluation on the {content['provenance']['split']} split",
         _headline(content),
         _comparisons(content),
-        _seen(content["provenance"]),
+        seen_in_training(content["provenance"]),
         "## All metrics\n\n" + _scores(content),
         _undefined(content),
         _corrected(content),
@@ -66,8 +68,8 @@ def to_markdown(content: dict[str, Any], figures: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _seen(provenance: dict[str, Any]) -> str:
-    """What was seen in training of what is scored."""
+def seen_in_training(provenance: Mapping[str, Any]) -> str:
+    """What was seen in training of what is scored; empty for a split of unseen perturbations."""
     split, lines = provenance["split"], provenance["held_out_cell_lines"]
     if lines:
         return _HELD_OUT_NOTE.format(lines=", ".join(lines), split=_SPLIT_OF_HELD_OUT[split])
@@ -91,20 +93,23 @@ def _defined(content: dict[str, Any]) -> list[str]:
     ]
 
 
-def _heads(content: dict[str, Any], names: Sequence[str]) -> list[str]:
-    metrics = content["metrics"]
+def score_table(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Means with intervals of the metrics ``names``, a line for each row."""
+    lines = _heads(metrics, names)
+    for row in rows:
+        values = [with_interval(row["metrics"][name]["mean"], row["intervals"][name]) for name in names]
+        lines.append(_line([f"`{row['name']}`", *values]))
+    return "\n".join(lines)
+
+
+def _heads(metrics: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     heads = [f"{_words(name)} {'↑' if metrics[name]['higher_is_better'] else '↓'}" for name in names]
     return [_line(["", *heads]), _line(["---", *["---:"] * len(heads)])]
 
 
 def _headline(content: dict[str, Any]) -> str:
-    names = content["headline"]
-    lines = _heads(content, names)
-    for row in _rows(content):
-        values = [_with_interval(row["metrics"][name]["mean"], row["intervals"][name]) for name in names]
-        lines.append(_line([f"`{row['name']}`", *values]))
     share = content["bootstrap"]["level"]
-    return "\n".join(lines) + (
+    return score_table(_rows(content), content["metrics"], content["headline"]) + (
         f"\n\nMean and {share:.0%} bootstrap interval over perturbations "
         f"({content['bootstrap']['resamples']:,} resamples)."
     )
@@ -118,7 +123,7 @@ def _comparisons(content: dict[str, Any]) -> str:
         if gain["num_values"]:
             lines.append(
                 f"`{comparison['name']}` minus `{comparison['against']}`: "
-                f"{_with_interval(gain['mean'], gain)}, better in {gain['num_better']:,} of "
+                f"{with_interval(gain['mean'], gain)}, better in {gain['num_better']:,} of "
                 f"{gain['num_values']:,}"
             )
     return _listed("Pearson delta, the same perturbations compared:", lines)
@@ -145,7 +150,7 @@ def _excluded(item: dict[str, Any]) -> str:
 
 def _scores(content: dict[str, Any]) -> str:
     metrics = _defined(content)
-    lines = _heads(content, metrics)
+    lines = _heads(content["metrics"], metrics)
     for row in _rows(content):
         values = [_number(row["metrics"][name]["mean"]) for name in metrics]
         lines.append(_line([f"`{row['name']}`", *values]))
@@ -176,7 +181,8 @@ def _listed(title: str, lines: Sequence[str]) -> str:
     return "\n".join([title, "", *(f"- {line}" for line in lines)]) if lines else ""
 
 
-def _with_interval(value: float | None, ends: dict[str, Any]) -> str:
+def with_interval(value: float | None, ends: Mapping[str, Any]) -> str:
+    """A mean and the ends of its interval, as text."""
     if value is None or ends["low"] is None:
         return _number(value)
     return f"{_number(value)} ({_number(ends['low'])} to {_number(ends['high'])})"

@@ -10,7 +10,8 @@ Metric(mean of half 1, mean of half 2); retrieval is among the perturbations of 
 ``split_half_pooled`` is what a model's score can be compared with: the halves of all batches pooled per
 (perturbation, cell line), retrieval against the same table of perturbations as the model's.
 ``sampling`` is the methods' estimate for a screen of full size: two screens drawn from this one (``sampling``
-module), pooled in the same way.
+module), pooled in the same way. ``sampling_own_genes`` has each of the two select its variable genes anew
+(``reselection`` module).
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from txpert_dist.metrics.retrieval import FAST_REFERENCES, retrieval_rank
 POOLED = "split_half_pooled"
 PER_BATCH = "split_half_per_batch"
 SAMPLING = "sampling"
+RESELECTED = "sampling_own_genes"
 
 
 def pooled_halves(

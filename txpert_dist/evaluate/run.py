@@ -6,6 +6,7 @@ held-out cell line, which is checked every time; memory is bounded by ``Effort``
 three rows of genes for each perturbation and cell line (the retrieval references and the known changes).
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from graph_store.graph import Snapshot
 from txpert_dist import __version__
 from txpert_dist.errors import InputError
-from txpert_dist.evaluate.blocks import Effort, Scored, Work, score_conditions, score_groups
+from txpert_dist.evaluate.blocks import Effort, Scored, Work
 from txpert_dist.evaluate.fitting import fit_baselines, training_of
 from txpert_dist.evaluate.leakage import (
     Check,
@@ -25,6 +26,7 @@ from txpert_dist.evaluate.leakage import (
     check_training_rows,
 )
 from txpert_dist.evaluate.predictor import Predictor
+from txpert_dist.evaluate.prepare import prepare
 from txpert_dist.evaluate.report import (
     EXAMPLE_COLUMNS,
     Counts,
@@ -34,10 +36,12 @@ from txpert_dist.evaluate.report import (
     Provenance,
     Report,
 )
-from txpert_dist.evaluate.sampling import can_be_sampled, pooled_counts, sampled_controls
-from txpert_dist.evaluate.scores import background_of, observed_block, predicted_delta
+from txpert_dist.evaluate.reproducibility import RESELECTED
+from txpert_dist.evaluate.reselection import reselected
+from txpert_dist.evaluate.scores import observed_block, predicted_delta
 from txpert_dist.evaluate.summaries import CONDITION, GROUP, comparisons, corrected, long_table, summaries
-from txpert_dist.evaluate.survey import differential_genes
+from txpert_dist.evaluate.tasks import task_groups
+from txpert_dist.evaluate.workers import score_on_workers
 from txpert_dist.loader.conditions import (
     Progress,
     cell_lines,
@@ -53,7 +57,7 @@ from txpert_dist.store.cells import CellStore
 
 EFFORT = Effort()
 _EXAMPLES = 3
-"""Perturbations of each place (best, median, worst) that are shown gene by gene."""
+"""Most perturbations of each place (best, median, worst) that are shown gene by gene."""
 
 
 def evaluate(  # noqa: PLR0913  each a choice of the caller, by name
@@ -99,7 +103,9 @@ def evaluate(  # noqa: PLR0913  each a choice of the caller, by name
         ),
     )
     baselines, left_out = fit_baselines(training, store, genes, rows, snapshot)
-    work = _work(store, rows, genes, everything, seed, effort, progress)
+    work = prepare(
+        store, rows, genes=genes, everything=everything, seed=seed, effort=effort, progress=progress
+    )
     return _report(
         work,
         [*predictors, *baselines],
@@ -109,31 +115,6 @@ def evaluate(  # noqa: PLR0913  each a choice of the caller, by name
         checks=checks,
         exclusions=(*exclusions, *left_out),
     )
-
-
-def _work(
-    store: CellStore,
-    rows: NDArray[np.int64],
-    genes: NDArray[np.int64],
-    everything: PerturbationDeltas,
-    seed: int,
-    effort: Effort,
-    progress: Progress,
-) -> Work:
-    line_C = cell_lines(store).cell_line_C
-    at_once = max(1, effort.memory_bytes // (8 * 6 * len(genes)))
-    differential = differential_genes(store, rows, genes=genes, max_groups=at_once, progress=progress)
-    background = background_of(store, everything, line_C, genes=genes, differential=differential, seed=seed)
-    controls: tuple[NDArray[np.float64], ...] = ()
-    if effort.samplings and can_be_sampled(store):
-        scored_C = np.isin(line_C, line_C[store.context[rows]])
-        own = np.flatnonzero((store.perturbation == 0) & scored_C[store.context])
-        pooled = pooled_counts(store, own, genes=genes, progress=progress)
-        controls = tuple(
-            sampled_controls(store, pooled, seed=seed, screen=screen, genes=genes)
-            for screen in range(2 * effort.samplings)
-        )
-    return Work(store, rows, genes, background, effort, progress, controls)
 
 
 def _report(
@@ -146,7 +127,12 @@ def _report(
     checks: tuple[Check, ...],
     exclusions: tuple[Exclusion, ...],
 ) -> Report:
-    groups, conditions = score_groups(work, predictors), score_conditions(work)
+    groups, conditions = score_on_workers(work, predictors)
+    if work.effort.reselect:
+        own = reselected(work, provenance.held_out_cell_lines)
+        if own.values is not None:
+            groups = groups._replace(values={**groups.values, RESELECTED: own.values})
+        exclusions = (*exclusions, *([] if own.exclusion is None else [own.exclusion]))
     bootstrap = Bootstrap(seed=work.background.seed)
     rows = summaries(groups, kinds, GROUP, bootstrap)
     per_batch = summaries(conditions, kinds, CONDITION, bootstrap)
@@ -165,6 +151,12 @@ def _report(
             kinds,
             perturbations=work.store.perturbations,
             lines=cell_lines(work.store).names,
+            tasks=task_groups(
+                work.store,
+                groups.perturbation,
+                groups.place,
+                held_out_cell_lines=provenance.held_out_cell_lines,
+            ),
         ),
         comparisons=comparisons(groups, models, bootstrap),
         spearman_brown=corrected([*rows, *per_batch]),
@@ -236,11 +228,12 @@ def _examples(work: Work, groups: Scored, first: Predictor) -> pd.DataFrame:
     ranked = np.flatnonzero(~np.isnan(score_P))[np.argsort(-score_P[~np.isnan(score_P)], kind="stable")]
     if not len(ranked):
         return _no_examples()
-    middle = max((len(ranked) - _EXAMPLES) // 2, 0)
+    number = max(1, min(_EXAMPLES, len(ranked) // 3))
+    middle = (len(ranked) - number) // 2
     places = {
-        "best": ranked[:_EXAMPLES],
-        "median": ranked[middle : middle + _EXAMPLES],
-        "worst": ranked[-_EXAMPLES:][::-1],
+        "best": ranked[:number],
+        "median": ranked[middle : middle + number],
+        "worst": ranked[-number:][::-1],
     }
     wanted = np.unique(np.concatenate(list(places.values())))
     store, background = work.store, work.background
@@ -279,7 +272,12 @@ def _provenance(work: Work, split: str, held_out_cell_lines: Sequence[str]) -> P
         split_hash=work.store.split_hash,
         held_out_cell_lines=tuple(held_out_cell_lines),
         num_genes=len(work.genes),
+        genes_hash=_hash_of_names([work.store.genes[number] for number in work.genes]),
         seed=work.background.seed,
         repeats=work.effort.repeats,
         version=__version__,
     )
+
+
+def _hash_of_names(names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()

@@ -5,15 +5,19 @@ keeps its total count, and its counts are drawn from the pooled counts of its (p
 batch), the maximum-likelihood multinomial (methods, "Sample-Based Extension"); a condition's draw depends on
 the seed, the screen's number, the condition and its cells only, never on blocks; expression is computed as
 for real cells. The genes are the evaluation's view, so that scores compare with a model's: all other genes
-are drawn as one, which changes nothing for the view.
+are drawn as one, which changes nothing for the view. Screens that select their own genes (``reselection``)
+are drawn over all genes.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from txpert_dist.loader.conditions import CELLS_PER_READ, Progress, cell_lines, quiet
+from txpert_dist.evaluate.survey import Selection
+from txpert_dist.ingest.variable_genes import Moments
+from txpert_dist.loader.conditions import CELLS_PER_READ, Progress, cell_lines, quiet, row_blocks
 from txpert_dist.metrics.moments import ConditionMoments, add_cells, conditions_of, empty_moments
 from txpert_dist.store.cells import CellStore
 from txpert_dist.store.expression import TARGET_SUM, gene_view, select_genes
@@ -57,43 +61,81 @@ def pooled_counts(
     return Pooled(counts, conditions.row_B, total_B, library_size_B)
 
 
-def draw(pooled: Pooled, *, seed: int, screen: int) -> ConditionMoments:
-    """Moments of log1p expression of the resampled cells; ``screen`` numbers independent screens."""
-    moments = empty_moments(
-        conditions_of(pooled.counts.perturbation_R, pooled.counts.context_R), pooled.counts.sum_RG.shape[1]
-    )
+def draw(
+    pooled: Pooled, *, seed: int, screen: int, kept: NDArray[np.int64] | None = None
+) -> ConditionMoments:
+    """Moments of log1p expression of the resampled cells; ``screen`` numbers independent screens.
+
+    ``kept`` are the positions of the genes that the moments are of, among those that were pooled; all when
+    None.
+    """
+    num_pooled = pooled.counts.sum_RG.shape[1]
+    view = gene_view(np.arange(num_pooled, dtype=np.int64) if kept is None else kept, num_pooled)
+    num_genes = num_pooled if kept is None else len(kept)
+    moments = empty_moments(conditions_of(pooled.counts.perturbation_R, pooled.counts.context_R), num_genes)
+    moments.num_cells_R[:] = np.bincount(pooled.row_B, minlength=len(moments.num_cells_R))
+    for r, value, pooled_gene in _drawn(pooled, seed=seed, screen=screen):
+        gene = view[pooled_gene]
+        value, gene = value[gene >= 0], gene[gene >= 0]
+        moments.sum_RG[r] += np.bincount(gene, value, minlength=num_genes)
+        moments.sum_squares_R[r] += (value**2).sum()
+    return moments
+
+
+def sampled_selection(
+    store: CellStore, rows: NDArray[np.int64], *, seed: int, screen: int, max_conditions: int
+) -> Selection:
+    """What genes are selected by, of the cells ``rows`` of a resampled screen, over all genes."""
+    every = np.arange(len(store.genes), dtype=np.int64)
+    sums_4G = np.zeros((4, len(every)))
+    for block in row_blocks(store, rows, by="perturbation", max_conditions=max_conditions):
+        for _, value, gene in _drawn(pooled_counts(store, block, genes=every), seed=seed, screen=screen):
+            back = np.expm1(value)
+            for sums_G, part in zip(sums_4G, (back, back**2, value, value**2), strict=True):
+                sums_G += np.bincount(gene, part, minlength=len(every))
+    return Selection(Moments(len(rows), *sums_4G[:2]), Moments(len(rows), *sums_4G[2:]))
+
+
+def _drawn(
+    pooled: Pooled, *, seed: int, screen: int
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
+    """Condition, and expression and gene of the entries of some of its resampled cells."""
     order = np.argsort(pooled.row_B, kind="stable")
-    borders = np.searchsorted(pooled.row_B[order], np.arange(1, len(moments.num_cells_R)))
+    borders = np.searchsorted(pooled.row_B[order], np.arange(1, len(pooled.counts.num_cells_R)))
     for r, cells in enumerate(np.split(order, borders)):
-        key = [seed, screen, int(moments.perturbation_R[r]), int(moments.context_R[r])]
+        key = [seed, screen, int(pooled.counts.perturbation_R[r]), int(pooled.counts.context_R[r])]
         rng = np.random.default_rng(key)
         in_view_G = pooled.counts.sum_RG[r]
         total = pooled.total_B[cells].sum()
         share_G = np.append(in_view_G, max(total - in_view_G.sum(), 0.0)) / max(total, 1)
-        moments.num_cells_R[r] = len(cells)
         for start in range(0, len(cells), _CELLS_AT_ONCE):
             some = cells[start : start + _CELLS_AT_ONCE]
-            value, gene = _expression(rng, share_G, pooled.total_B[some], pooled.library_size_B[some])
-            moments.sum_RG[r] += np.bincount(gene, value, minlength=len(in_view_G))
-            moments.sum_squares_R[r] += (value**2).sum()
-    return moments
+            yield r, *_expression(rng, share_G, pooled.total_B[some], pooled.library_size_B[some])
 
 
 def sampled_controls(
-    store: CellStore, controls: Pooled, *, seed: int, screen: int, genes: NDArray[np.int64]
+    store: CellStore,
+    controls: Pooled,
+    *,
+    seed: int,
+    screen: int,
+    genes: NDArray[np.int64],
+    drawn: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """(C, G) control means of a resampled screen; a context that borrows its controls does so here too.
 
-    ``controls`` are the pooled counts of all control cells. Contexts of other cell lines keep the store's.
+    ``controls`` are the pooled counts of all control cells, over the ascending genes ``drawn`` if these are
+    more than ``genes``. Contexts of other cell lines keep the store's.
     """
-    drawn = draw(controls, seed=seed, screen=screen)
+    kept = None if drawn is None else np.searchsorted(drawn, genes)
+    sampled = draw(controls, seed=seed, screen=screen, kept=kept)
     mean_CG = store.control_mean_CG[:, genes].astype(np.float64)
-    mean_CG[drawn.context_R] = drawn.sum_RG / drawn.num_cells_R[:, None]
+    mean_CG[sampled.context_R] = sampled.sum_RG / sampled.num_cells_R[:, None]
     line_C = cell_lines(store).cell_line_C
     for context in np.flatnonzero(store.controls.fallback):
-        same_R = line_C[drawn.context_R] == line_C[context]
+        same_R = line_C[sampled.context_R] == line_C[context]
         if same_R.any():
-            mean_CG[context] = drawn.sum_RG[same_R].sum(0) / drawn.num_cells_R[same_R].sum()
+            mean_CG[context] = sampled.sum_RG[same_R].sum(0) / sampled.num_cells_R[same_R].sum()
     return mean_CG
 
 

@@ -40,8 +40,14 @@ def summaries(
 
 
 def comparisons(scored: Scored, models: Sequence[str], bootstrap: Bootstrap) -> tuple[Comparison, ...]:
-    """Every model against every other row, over the units where both are defined."""
-    pairs = [(model, other) for model in models for other in scored.values if other not in models]
+    """Every model against every other row of the same genes, over the units where both are defined."""
+    others = [name for name in scored.values if name not in (*models, reproducibility.RESELECTED)]
+    pairs = [(model, other) for model in models for other in others]
+    return paired(scored, pairs, bootstrap)
+
+
+def paired(scored: Scored, pairs: Sequence[tuple[str, str]], bootstrap: Bootstrap) -> tuple[Comparison, ...]:
+    """The first row of each pair against the second, over the units where both are defined."""
     if not pairs:
         return ()
     columns = [
@@ -84,8 +90,12 @@ def long_table(
     *,
     perturbations: Sequence[str],
     lines: Sequence[str],
+    tasks: NDArray[np.str_],
 ) -> pd.DataFrame:
-    """One row for each group and row of the report; conditions averaged within their group."""
+    """One row for each group and row of the report; conditions averaged within their group.
+
+    ``tasks`` names the task of each group.
+    """
     keys = pd.DataFrame({"code": groups.perturbation, "line": groups.place})
     found = pd.DataFrame(
         {"code": conditions.perturbation, "line": line_of_condition}
@@ -101,6 +111,7 @@ def long_table(
         {
             "perturbation": np.array(perturbations)[groups.perturbation],
             "cell_line": np.array(lines)[groups.place],
+            "task": tasks,
             "num_cells": groups.num_cells,
             "num_batches": num_batches,
             "observed_size": groups.observed_size,

@@ -5,20 +5,17 @@ expression of batches, sums for the selection of genes. Invariants: a block of c
 once a call; what stays is a row of genes for each perturbation, batch or set of cells.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.ingest.variable_genes import Moments
-from txpert_dist.loader.conditions import CELLS_PER_READ, Progress, cell_lines, quiet, row_blocks
+from txpert_dist.loader.conditions import Progress, cell_lines, normalised_blocks, quiet, row_blocks
 from txpert_dist.metrics.delta import groups_of
 from txpert_dist.metrics.differential import GeneMoments, top_genes, welch_scores
 from txpert_dist.metrics.moments import ConditionMoments, Conditions, add_cells, empty_moments
-from txpert_dist.minibatch import SparseRows
 from txpert_dist.store.cells import CellStore
-from txpert_dist.store.expression import gene_view, log1p_normalise, select_genes
 
 TOP_GENES = 100
 """Most genes that any metric over the most changed genes looks at."""
@@ -84,7 +81,7 @@ def context_means(
 ) -> NDArray[np.float64]:
     """(C, G) mean expression of the cells ``rows`` of each context; NaN for a context without any."""
     sums = _nothing(len(store.contexts), len(genes))
-    for block, cells in _normalised(store, rows, genes, progress):
+    for block, cells in normalised_blocks(store, rows, genes=genes, progress=progress):
         add_cells(sums, cells, store.context[rows[block]].astype(np.int64))
     number_C1 = np.where(sums.num_cells_R > 0, sums.num_cells_R, np.nan)[:, None]
     return np.asarray(sums.sum_RG / number_C1, np.float64)
@@ -96,7 +93,7 @@ def selection_sums(
     """Sums over all genes of each of ``num_sets`` sets of cells; ``set_of_cell`` has each cell's."""
     every = np.arange(len(store.genes), dtype=np.int64)
     log, log_squares, linear, linear_squares = (_nothing(num_sets, len(every)) for _ in range(4))
-    for block, cells in _normalised(store, np.arange(store.num_cells), every, progress):
+    for block, cells in normalised_blocks(store, np.arange(store.num_cells), genes=every, progress=progress):
         value, set_B = cells.value.astype(np.float64), set_of_cell[block]
         back = np.expm1(value)
         wanted = ((log, value), (log_squares, value**2), (linear, back), (linear_squares, back**2))
@@ -124,7 +121,7 @@ def _gene_moments(
     progress: Progress,
 ) -> GeneMoments:
     sums, squares = _nothing(num_groups, len(genes)), _nothing(num_groups, len(genes))
-    for block, cells in _normalised(store, rows, genes, progress):
+    for block, cells in normalised_blocks(store, rows, genes=genes, progress=progress):
         add_cells(sums, cells, group_B[block])
         add_cells(squares, cells._replace(value=cells.value.astype(np.float64) ** 2), group_B[block])
     return GeneMoments(sums.num_cells_R, sums.sum_RG, squares.sum_RG)
@@ -133,14 +130,3 @@ def _gene_moments(
 def _nothing(num_rows: int, num_genes: int) -> ConditionMoments:
     row = np.arange(num_rows, dtype=np.int32)
     return empty_moments(Conditions(row, row, row.astype(np.int64)), num_genes)
-
-
-def _normalised(
-    store: CellStore, rows: NDArray[np.int64], genes: NDArray[np.int64], progress: Progress
-) -> Iterator[tuple[slice, SparseRows]]:
-    view = gene_view(genes, len(store.genes))
-    for start in range(0, len(rows), CELLS_PER_READ):
-        block = slice(start, min(start + CELLS_PER_READ, len(rows)))
-        cells = select_genes(store.take(rows[block]), view)
-        yield block, log1p_normalise(cells, input_scale=store.input_scale)
-        progress("reading cells", block.stop, len(rows))

@@ -114,7 +114,7 @@ def split_moments(
     conditions = conditions_of(store.perturbation[rows], store.context[rows])
     whole = empty_moments(conditions, len(genes))
     parts = tuple(empty_moments(conditions, len(genes)) for _ in part_SB)
-    for block, cells in _normalised(store, rows, genes, progress):
+    for block, cells in normalised_blocks(store, rows, genes=genes, progress=progress):
         row_B = conditions.row_B[block]
         add_cells(whole, cells, row_B)
         for part, in_part_B in zip(parts, part_SB[:, block], strict=True):
@@ -134,7 +134,7 @@ def perturbation_deltas(
     groups = groups_of(store.perturbation[rows], context_B, lines)
     num_groups, num_contexts = len(groups.perturbation_P), len(store.contexts)
     sums = empty_moments(Conditions(groups.perturbation_P, groups.cell_line_P, groups.group_R), len(genes))
-    for block, cells in _normalised(store, rows, genes, progress):
+    for block, cells in normalised_blocks(store, rows, genes=genes, progress=progress):
         add_cells(sums, cells, groups.group_R[block])
     flat = np.bincount(groups.group_R * num_contexts + context_B, minlength=num_groups * num_contexts)
     num_cells_PC = flat.reshape(num_groups, num_contexts)
@@ -165,6 +165,21 @@ def row_blocks(
     return [rows[part] for part in np.split(order, borders) if len(part)]
 
 
+def normalised_blocks(
+    store: CellStore, rows: NDArray[np.int64], *, genes: NDArray[np.int64], progress: Progress = quiet
+) -> Iterator[tuple[slice, SparseRows]]:
+    """The cells ``rows`` in order, log1p-normalised over the view ``genes``, a block of them at a time.
+
+    Each block comes with its place among ``rows``. Raises ``StoreError`` for damaged data.
+    """
+    view = gene_view(genes, len(store.genes))
+    for start in range(0, len(rows), CELLS_PER_READ):
+        block = slice(start, min(start + CELLS_PER_READ, len(rows)))
+        cells = select_genes(store.take(rows[block]), view)
+        yield block, log1p_normalise(cells, input_scale=store.input_scale)
+        progress("reading cells", block.stop, len(rows))
+
+
 def _fill(sizes: list[int], most: int) -> NDArray[np.int64]:
     """Block number of each item, filling blocks in order up to a total size of ``most``."""
     block, used, result = 0, 0, []
@@ -174,14 +189,3 @@ def _fill(sizes: list[int], most: int) -> NDArray[np.int64]:
         used += size
         result.append(block)
     return np.array(result, np.int64)
-
-
-def _normalised(
-    store: CellStore, rows: NDArray[np.int64], genes: NDArray[np.int64], progress: Progress
-) -> Iterator[tuple[slice, SparseRows]]:
-    view = gene_view(genes, len(store.genes))
-    for start in range(0, len(rows), CELLS_PER_READ):
-        block = slice(start, min(start + CELLS_PER_READ, len(rows)))
-        cells = select_genes(store.take(rows[block]), view)
-        yield block, log1p_normalise(cells, input_scale=store.input_scale)
-        progress("reading cells", block.stop, len(rows))

@@ -187,6 +187,7 @@ def test_the_report_on_disk_is_complete_and_strict_json(report: Report, tmp_path
         "examples.parquet",
         "pearson_delta_per_perturbation.png",
         "per_perturbation.parquet",
+        "report.html",
         "report.json",
         "report.md",
         "scores.png",
@@ -199,7 +200,7 @@ def test_the_report_on_disk_is_complete_and_strict_json(report: Report, tmp_path
     assert content == json.loads(json.dumps(to_json(report)))
     assert list(content) == [
         *("schema", "provenance", "counts", "metrics", "predictors", "reproducibility", "headline"),
-        *("comparisons", "spearman_brown", "bootstrap", "checks", "excluded"),
+        *("comparisons", "spearman_brown", "bootstrap", "checks", "excluded", "groups", "configuration"),
     ]
     for row in content["predictors"] + content["reproducibility"]:
         assert list(row["metrics"]) == list(METRICS)

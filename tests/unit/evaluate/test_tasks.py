@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.evaluate.conftest import DenseScreen
 from txpert_dist.errors import InputError
-from txpert_dist.evaluate.groups import means_by_group, metrics_of
+from txpert_dist.evaluate.groups import NO_GROUP, group_intervals, means_by_group, metrics_of
 from txpert_dist.evaluate.tasks import split_subgroups, task_groups
 from txpert_dist.ingest.resplit import Resplit, resplit
 from txpert_dist.loader.conditions import cell_lines
+from txpert_dist.metrics.aggregate import mean_ignoring_nan
+from txpert_dist.metrics.bootstrap import Bootstrap, bootstrap_means
 from txpert_dist.store.cells import open_store
 from txpert_dist.store.splits import SPLITS, TRAIN
 
@@ -108,3 +112,28 @@ def test_means_by_group_are_those_of_pandas_and_count_what_is_undefined() -> Non
     assert len(found) == 2 * 3 * 2
     assert list(dict.fromkeys(found.predictor)) == ["model", "general"]
     assert list(dict.fromkeys(found.group)) == ["a", "b", "none"]
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20)
+def test_intervals_of_groups_are_those_of_their_units_in_any_order(seed: int) -> None:
+    rng, bootstrap = np.random.default_rng(seed), Bootstrap(resamples=50, seed=seed)
+    names = [f"P{i % 9:02d}" for i in range(18)]
+    units = pd.DataFrame({"perturbation": names, "cell_line": ["A"] * 9 + ["B"] * 9})
+    units["task"] = [("x", "y", NO_GROUP)[i % 3] for i in range(18)]
+    parts = [units.assign(predictor=name, retrieval=rng.random(18)) for name in ("model", "general")]
+    table = pd.concat(parts, ignore_index=True)
+    table.loc[rng.random(36) < 0.2, "retrieval"] = np.nan
+    found = group_intervals(table, "task", ["retrieval"], bootstrap)
+    assert [row[:2] for row in found] == [(p, g) for p in ("model", "general") for g in ("x", "y", NO_GROUP)]
+    for row in found:
+        own = table[(table["predictor"] == row.predictor) & (table["task"] == row.group)]
+        own = own.sort_values(["perturbation", "cell_line"])
+        unit, values = pd.factorize(own["perturbation"])[0], own["retrieval"].to_numpy()
+        assert (row.low, row.high) == bootstrap_means(values[:, None], unit, bootstrap)[0]
+        mean = mean_ignoring_nan(values)
+        assert (row.mean, row.num_values, row.num_nan) == mean
+    shuffled = table.iloc[rng.permutation(36)]
+    again = {row[:3]: row for row in group_intervals(shuffled, "task", ["retrieval"], bootstrap)}
+    for row in found:
+        assert again[row[:3]] == row

@@ -7,16 +7,12 @@ undefined.
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pandas as pd
 
-from txpert_dist.errors import InputError
+from txpert_dist.evaluate.folder import replace_folder
 from txpert_dist.evaluate.understand import contexts, selection
 from txpert_dist.evaluate.understand.figures import draw_figures
 from txpert_dist.evaluate.understand.page import to_markdown
@@ -66,20 +62,9 @@ def write_understanding(found: Understanding, folder: Path) -> None:
 
     Raises ``InputError`` when the folder holds anything else.
     """
-    if folder.exists() and not _replaceable(folder):
-        raise InputError(f"{folder}: exists and is no understanding of a screen; give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid4().hex[:8]
-    fresh, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
-    try:
-        fresh.mkdir()
-        _write_files(found, fresh)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    replace_folder(
+        folder, lambda fresh: _write_files(found, fresh), mark=JSON_FILE, what="no understanding of a screen"
+    )
 
 
 def _write_files(found: Understanding, folder: Path) -> None:
@@ -119,8 +104,3 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _replaceable(folder: Path) -> bool:
-    held: Sequence[Path] = list(folder.iterdir()) if folder.is_dir() else [folder]
-    return not held or (folder / JSON_FILE).exists()

@@ -1,0 +1,1 @@
+"""Reports as one self-contained page: nothing is fetched, names from data are only ever text."""
