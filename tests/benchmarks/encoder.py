@@ -168,7 +168,7 @@ class PygGatv2(nn.Module):
         )
         self.edges_2E = torch.stack([edges.source, edges.target])
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
+    def forward(self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None) -> Tensor:
         out_PN: Tensor = self.conv(x_PN, self.edges_2E)
         return out_PN
 
@@ -197,7 +197,12 @@ class PygTransformer(nn.Module):
             layer.local = PygGatv2(layer.local)  # type: ignore[assignment]
 
     def forward(
-        self, h_PN: Tensor, e_EN: Tensor, edges: PatternEdges, key: DropoutKey | None = None
+        self,
+        h_PN: Tensor,
+        e_EN: Tensor,
+        edges: PatternEdges,
+        key: DropoutKey | None = None,
+        cut: None = None,
     ) -> tuple[Tensor, Tensor]:
         layer, groups = self.layer, edges.by_target.table
         source, target = groups.other, groups.node[groups.group]

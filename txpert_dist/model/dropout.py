@@ -1,10 +1,9 @@
-"""Random numbers of a step that are counted, not streamed: dropout masks and normal draws.
+"""Random numbers of a step that are counted, not streamed: dropout masks and normal draws for cells.
 
 Enters: activations, and a key that says which optimiser step and which rows these are. Leaves: the
 activations, thinned, or normal numbers of their shape. Invariants: what is drawn for a cell is a function of
 (seed, step, layer, row in the global minibatch, column), so any number of workers draws what one worker
-draws; a graph's mask is a function of (seed, step, layer), so every worker draws the same. Without a key
-nothing is dropped. The process's own random streams are neither read nor advanced.
+draws. Without a key nothing is dropped. The process's own random streams are neither read nor advanced.
 """
 
 import math
@@ -17,8 +16,10 @@ _MASK_64 = (1 << 64) - 1
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _INCREMENT = 0x9E3779B97F4A7C15
 _BITS = 24
-_CELLS, _GRAPH, _NORMAL = 0, 1, 3
-"""Streams of draws; encoders/features.py has 2."""
+GRAPH = 1
+"""Stream of the draws for a graph, which are in attention/graph_dropout.py."""
+_CELLS, _NORMAL = 0, 3
+"""Streams of the draws for cells; encoders/features.py has 2."""
 
 
 class DropoutKey(NamedTuple):
@@ -29,7 +30,9 @@ class DropoutKey(NamedTuple):
     step: int
     """The optimiser step, counted over all epochs."""
     first_row: int
-    """Position of this worker's first cell in the global minibatch."""
+    """Position of the first cell in the global minibatch."""
+    row_step: int = 1
+    """From one cell to the next, in positions of the global minibatch."""
 
 
 def cell_dropout(x_BN: Tensor, probability: float, layer: int, key: DropoutKey | None) -> Tensor:
@@ -57,20 +60,6 @@ def cell_normal(x_BN: Tensor, layer: int, key: DropoutKey) -> Tensor:
     return radius_BN.mul_(angle_BN.cos_()).to(x_BN.dtype)
 
 
-def graph_dropout(x_PN: Tensor, probability: float, layer: int, key: DropoutKey | None) -> Tensor:
-    """``x_PN`` with entries zeroed with ``probability``, equally on every worker; the rest is scaled up."""
-    if key is None or probability == 0:
-        return x_PN
-    generator = torch.Generator(device=x_PN.device)
-    generator.manual_seed(hash_integers(_GRAPH, key.seed, key.step, layer) >> 1)
-    # four 16-bit draws from each 64-bit one: a third of the time that bernoulli_ takes on a CPU
-    draws = torch.empty(-(-x_PN.numel() // 4), dtype=torch.int64, device=x_PN.device)
-    draws.random_(-(1 << 63), None, generator=generator)
-    dropped = min(round(probability * (1 << 16)), (1 << 16) - 1)
-    kept_PN = (draws.view(torch.int16)[: x_PN.numel()] >= dropped - (1 << 15)).view(x_PN.shape)
-    return x_PN * kept_PN.to(x_PN.dtype).mul_((1 << 16) / ((1 << 16) - dropped))
-
-
 def hash_integers(*numbers: int) -> int:
     """A 64-bit unsigned hash of a sequence of integers (chained SplitMix64)."""
     state = 0
@@ -86,9 +75,9 @@ def _cell_bits(x_BN: Tensor, stream: int, layer: int, key: DropoutKey) -> Tensor
     """64 hashed bits for every entry of ``x_BN``."""
     num_cells, width = x_BN.shape
     base = hash_integers(stream, key.seed, key.step, layer)
-    row_B = torch.arange(key.first_row, key.first_row + num_cells, device=x_BN.device)
+    row_B = torch.arange(num_cells, device=x_BN.device) * key.row_step + key.first_row
     column_N = torch.arange(width, device=x_BN.device)
-    return _mix(_mix(row_B + _signed(base)).unsqueeze(1) + _mix(column_N + _signed(~base & _MASK_64)))
+    return mix(mix(row_B + signed(base)).unsqueeze(1) + mix(column_N + signed(~base & _MASK_64)))
 
 
 def _uniform(bits_BN: Tensor) -> Tensor:
@@ -96,10 +85,11 @@ def _uniform(bits_BN: Tensor) -> Tensor:
     return bits_BN.double().add_(0.5).mul_(2.0**-32)
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = x + _signed(_INCREMENT)
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's next output from each state."""
+    x = x + signed(_INCREMENT)
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):
-        x = x.bitwise_xor_(_shift_right(x, shift)).mul_(_signed(multiplier))
+        x = x.bitwise_xor_(_shift_right(x, shift)).mul_(signed(multiplier))
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
@@ -108,5 +98,6 @@ def _shift_right(x: Tensor, count: int) -> Tensor:
     return torch.bitwise_right_shift(x, count).bitwise_and_((1 << (64 - count)) - 1)
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
+    """The signed integer of the same 64 bits."""
     return number - (1 << 64) if number >> 63 else number

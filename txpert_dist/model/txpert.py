@@ -8,15 +8,19 @@ on the cells; initial weights depend on the seed and the shapes alone; nothing h
 through ``reduce``, a differentiable sum over them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from txpert_dist import config
 from txpert_dist.model.basal import BasalState, IdentityBasal, PerceptronBasal, VariationalBasal, build_basal
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.build import build_encoder
+from txpert_dist.model.encoders.reach import Reach
 from txpert_dist.model.fusion import build_fusion
 from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import Reduce, identity
@@ -54,10 +58,26 @@ class TxPert(nn.Module):
         self.decoder = decoder
         self.activation = activation
 
-    def perturbation_embeddings(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every node. They do not depend on cells: compute them once, decode many."""
-        z_PD: Tensor = self.perturbation(key)
+    def perturbation_embeddings(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of, in their order.
+
+        They do not depend on cells: compute them once, decode many.
+        """
+        z_PD: Tensor = self.perturbation(key, reaches)
         return z_PD
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many of the encoder's last layers are worth cutting for such nodes as ``rows``.
+
+        As the model is, training or not; one number for each of the encoder's stacks of layers.
+        """
+        found: tuple[int, ...] = self.perturbation.depths(rows)  # type: ignore[operator]
+        return found
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What the embeddings of the nodes ``rows``, which ascend, are made of, so many layers cut."""
+        found: tuple[Reach, ...] = self.perturbation.reaches(rows, depths)  # type: ignore[operator]
+        return found
 
     def decode(
         self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None = None
@@ -71,10 +91,16 @@ class TxPert(nn.Module):
         return self._predict(control_BN, perturbations_BM, z_PD, key).expression_BG
 
     def forward(
-        self, control_BN: Tensor, perturbations_BM: Tensor, key: DropoutKey | None = None
+        self,
+        control_BN: Tensor,
+        perturbations_BM: Tensor,
+        key: DropoutKey | None = None,
+        z_PD: Tensor | None = None,
+        reaches: Sequence[Reach] = (),
     ) -> Prediction:
-        """``decode`` with embeddings computed for this call; ``key`` switches dropout and draws on."""
-        return self._predict(control_BN, perturbations_BM, self.perturbation_embeddings(key), key)
+        """``decode``, with embeddings computed for this call unless given; ``key`` switches draws on."""
+        z_PD = self.perturbation_embeddings(key, reaches) if z_PD is None else z_PD
+        return self._predict(control_BN, perturbations_BM, z_PD, key)
 
     def _predict(
         self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None

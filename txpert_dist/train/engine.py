@@ -15,11 +15,16 @@ from typing import Any, NamedTuple
 import deepspeed
 import deepspeed.ops
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
 from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError
+from txpert_dist.train.collective import rank, world_size
 from txpert_dist.train.schedule import schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,7 +41,10 @@ class Engine:
     deepspeed: Any
     adamw: torch.optim.AdamW
     stage: int
-    """ZeRO stage: 0, 1 or 2."""
+    """ZeRO stage: 0 to 3."""
+    device_type: str
+    bf16: bool
+    """Whether DeepSpeed runs the forward under autocast."""
 
     @property
     def module(self) -> nn.Module:
@@ -62,11 +70,12 @@ def deepspeed_settings(config: Config, *, micro_batch: int) -> dict[str, Any]:
     """The DeepSpeed configuration of one run; ``micro_batch`` cells a rank and step (informative)."""
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": 1,  # one backward a step, whatever train.accumulation (parts.py)
         "gradient_clipping": config.optimiser.gradient_clipping,
-        "zero_optimization": {"stage": config.cluster.zero_stage},
+        "zero_optimization": _zero_settings(config),
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on the CPU as well, and is not compiled
     }
     if config.train.precision == "bf16":
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -95,11 +104,28 @@ def build_engine(
         model_parameters=list(_trained(model).values()),
         optimizer=adamw,
         lr_scheduler=scheduler,
-        config=deepspeed_settings(
-            config, micro_batch=config.train.minibatch_size // config.cluster.num_workers
-        ),
+        config=deepspeed_settings(config, micro_batch=config.train.minibatch_size // world_size()),
     )
-    return Engine(engine, adamw, config.cluster.zero_stage)
+    return Engine(
+        engine, adamw, config.cluster.zero_stage, device.type, bf16=config.train.precision == "bf16"
+    )
+
+
+def weights(engine: Engine) -> dict[str, Tensor]:
+    """The model's parameters and buffers by name, whole.
+
+    Collective: every rank must call it.
+    """
+    if engine.stage < 3:
+        return dict(engine.module.state_dict())
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        # their memory is DeepSpeed's again when this ends
+        return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
+
+
+def precision(engine: Engine) -> torch.autocast:
+    """A context for what the model computes outside of DeepSpeed's forward: as it is inside."""
+    return torch.autocast(engine.device_type, torch.bfloat16, enabled=engine.bf16)
 
 
 def backward(engine: Engine, loss: Tensor) -> None:
@@ -145,12 +171,18 @@ def restore_optimiser_state(engine: Engine, state: Mapping[str, Tensor], *, step
         name: [_matching(state, name, moment, parameter) for moment in MOMENTS]
         for name, parameter in _trained(engine.module).items()
     }
-    for group in engine.adamw.param_groups:  # one flat partition above stage 0, the parameters at stage 0
-        for parameter in group["params"]:
-            engine.adamw.state[parameter] = _zero_state(parameter, steps_taken)
+    for parameter in _stepped(engine):
+        engine.adamw.state[parameter] = _zero_state(parameter, steps_taken)
     for name, parameter in _trained(engine.module).items():
         for moment, value in zip(MOMENTS, whole[name], strict=True):
             _set_moment(engine, parameter, moment, value.to(parameter.device))
+
+
+def _zero_settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = {"stage": config.cluster.zero_stage}
+    if config.cluster.offload_optimizer:
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.use_gpu}
+    return settings
 
 
 def _quieten(device: torch.device) -> None:
@@ -163,6 +195,19 @@ def _quieten(device: torch.device) -> None:
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that learn, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _stepped(engine: Engine) -> list[Tensor]:
+    """What AdamW steps: the parameters at stage 0, this rank's flat shares of them above."""
+    if engine.stage == 3:  # DeepSpeed hands them to AdamW for the time of a step only
+        return list(engine.deepspeed.optimizer.fp32_partitioned_groups_flat)
+    return [parameter for group in engine.adamw.param_groups for parameter in group["params"]]
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    """Of the whole parameter, of which stage 3 leaves nothing here."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def _gradients(module: nn.Module) -> list[Tensor]:
@@ -186,12 +231,22 @@ def _set_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Ten
     if engine.stage == 0:
         engine.adamw.state[parameter][moment].copy_(value)
         return
+    if engine.stage == 3:
+        safe_set_local_optimizer_state(parameter, _share(parameter, value), moment)
+        return
     fragment = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's; None on ranks without a share
     if fragment is not None and fragment.optim_fragment is None:
         # DeepSpeed links state to parameters after the first step only; a fresh engine has taken none.
         partition = engine.adamw.param_groups[fragment.param_group_index]["params"][0]
         fragment.set_optim_state_fragment(partition, engine.adamw.state[partition])
     safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _share(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of ``value``, of which every rank has equally much; the last one's is filled up."""
+    size: int = parameter.partition_numel()  # type: ignore[attr-defined]  # DeepSpeed's
+    whole = torch.nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+    return whole[size * rank() : size * (rank() + 1)]
 
 
 def _zero_state(parameter: Tensor, steps_taken: int) -> dict[str, Tensor]:
@@ -202,10 +257,10 @@ def _zero_state(parameter: Tensor, steps_taken: int) -> dict[str, Tensor]:
 
 def _matching(state: Mapping[str, Tensor], name: str, moment: str, parameter: Tensor) -> Tensor:
     value = state.get(f"{moment}.{name}")
-    if value is None or value.shape != parameter.shape:
+    if value is None or value.shape != _shape(parameter):
         found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
         raise CheckpointError(
-            f"optimiser state of parameter {name} {found}, the model needs {tuple(parameter.shape)}; "
+            f"optimiser state of parameter {name} {found}, the model needs {tuple(_shape(parameter))}; "
             "resume with the configuration the checkpoint was made with"
         )
     return value

@@ -11,7 +11,7 @@ over genes of (y - yhat)^2 / 2; times 2/G: 2/G * divergence + mean over genes of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,11 +21,14 @@ from txpert_dist.config import VaeBasal
 from txpert_dist.errors import TrainingError
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.model.dropout import DropoutKey
-from txpert_dist.model.txpert import Prediction
+from txpert_dist.model.encoders.reach import Reach
+from txpert_dist.model.txpert import Prediction, TxPert
 from txpert_dist.train import engine
 from txpert_dist.train.batch import DenseBatch, dense_batch
 from txpert_dist.train.collective import rank, sum_in_place, world_size
+from txpert_dist.train.needed import Needed, needed_by, placed
 from txpert_dist.train.nonfinite import culprit
+from txpert_dist.train.parts import Gathered, Part, gathered, in_parts
 from txpert_dist.train.run import Run
 
 
@@ -48,38 +51,45 @@ class _Global(NamedTuple):
     squared: float
     divergence: float
     cells: float
+    told_to_stop: float
+    """How many ranks were."""
 
 
-def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> None:
-    """Take step number ``step`` (from 0). Raises ``TrainingError`` on every rank; see this module."""
+def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> bool:
+    """Take step number ``step`` (from 0); returns whether a rank was told to stop, the same on every rank.
+
+    Raises ``TrainingError`` on every rank; see this module.
+    """
     measured = (step + 1) % run.config.train.log_every == 0
     with run.watch.lap("data_wait", measured=measured):
         minibatch = next(minibatches)
+    with run.watch.lap("reach", measured=measured):
+        needed = run.needed or needed_by(run.model, minibatch.perturbations_BM, run.depths)
+        minibatch = placed(minibatch, needed)
     with run.watch.lap("to_device", measured=measured):
         batch = dense_batch(minibatch, run.controls, device=run.device)
     share = run.config.train.minibatch_size // world_size()
     key = DropoutKey(run.config.seed, step, rank() * share)
-    weight = _weight(run, step)
-    with run.watch.lap("forward", measured=measured):
-        terms = loss_terms(run.engine.deepspeed(batch.control_BN, batch.perturbations_BM, key), batch)
-        total = _sum(terms, len(batch.observed_BG))
+    parts = in_parts(batch, key, run.config.train.accumulation)
+    objective, z_PD, total = _forward(run, parts, needed, measured=measured)
     values = total.cells * len(run.inputs.genes)
-    loss = (total.squared + 2 * weight * total.divergence) / values
+    loss = (total.squared + 2 * _weight(run, step) * total.divergence) / values
     if not math.isfinite(loss):
-        raise _not_finite(run, batch, key, f"the loss is {loss}")
-    with run.watch.lap("backward", measured=measured):
+        raise _not_finite(run, batch, parts, needed, f"the loss is {loss}")
+    with run.watch.backward(z_PD, measured=measured):
         # DeepSpeed averages gradients over ranks: times their number, it is the global mean's gradient
-        engine.backward(run.engine, terms.objective(weight) * (world_size() / values))
+        engine.backward(run.engine, objective * (world_size() / values))
     rate = run.engine.learning_rate
     with run.watch.lap("optimiser", measured=measured):
         stepped = engine.step(run.engine)
     if not stepped.taken:
-        raise _not_finite(run, batch, key, f"the loss is {loss:.6g}, its gradient is not finite")
+        raise _not_finite(run, batch, parts, needed, f"the loss is {loss:.6g}, its gradient is not finite")
     run.watch.count(round(total.cells))
     if measured:
         metrics = {"train/loss": loss, "train/learning_rate": rate}
         metrics |= {"train/gradient_norm": stepped.gradient_norm} | _parts(run, total) | run.watch.report()
         run.hooks.metrics(metrics, step + 1)
+    return total.told_to_stop > 0
 
 
 def loss_terms(prediction: Prediction, batch: DenseBatch) -> Terms:
@@ -99,14 +109,65 @@ def divergence_weight(basal: VaeBasal, step: int, *, num_steps: int) -> float:
     return basal.divergence_weight * (min(1.0, (step + 1) / rising) if rising else 1.0)
 
 
+def _forward(
+    run: Run, parts: list[Part], needed: Needed, *, measured: bool
+) -> tuple[Tensor, Tensor | None, _Global]:
+    """What to take the gradient of, Z where it is made before, and the sums over the global minibatch.
+
+    The objective is that of this rank's cells: its gradient is, its value only where there is one part.
+    """
+    *earlier, last = parts
+    weight, seen = _weight(run, last.key.step), []
+
+    def objective(part: Part, z_PD: Tensor) -> Tensor:
+        with engine.precision(run.engine):
+            terms = _terms(run.model.forward, part, z_PD)
+        seen.append(Terms(*(term.detach() for term in terms)))
+        return terms.objective(weight)
+
+    if run.engine.stage == 3:  # which hands out parameters within DeepSpeed's forward alone
+        with run.watch.lap("forward", measured=measured):
+            seen.append(_terms(run.engine.deepspeed, last, None, needed.reaches))
+            total = _sum(run, seen, len(last.batch.observed_BG))
+            return seen[-1].objective(weight), None, total
+    with run.watch.lap("forward_gnn", measured=measured), engine.precision(run.engine):
+        # single precision: what the parts give to it is added up
+        z_PD = run.model.perturbation_embeddings(last.key, needed.reaches).float()
+    gradient = Gathered()
+    if earlier:
+        with run.watch.lap("earlier_parts", measured=measured):
+            gradient = gathered(objective, earlier, z_PD, _without_encoder(run.model))
+    with run.watch.lap("forward_cells", measured=measured):
+        # DeepSpeed sees one forward and one backward a step
+        seen.append(_terms(run.engine.deepspeed, last, z_PD))
+        total = _sum(run, seen, sum(len(part.batch.observed_BG) for part in parts))
+        return seen[-1].objective(weight) + gradient.inner_product(), z_PD, total
+
+
+def _terms(
+    model: Callable[..., Prediction], part: Part, z_PD: Tensor | None, reaches: Sequence[Reach] = ()
+) -> Terms:
+    control_BN, _, perturbations_BM = part.batch
+    return loss_terms(model(control_BN, perturbations_BM, part.key, z_PD, reaches), part.batch)
+
+
+def _without_encoder(model: TxPert) -> list[Tensor]:
+    """Learned parameters that act on cells."""
+    encoder = {id(parameter) for parameter in model.perturbation.parameters()}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in encoder]
+
+
 def _weight(run: Run, step: int) -> float:
     basal = run.config.model.basal
     return divergence_weight(basal, step, num_steps=run.num_steps) if isinstance(basal, VaeBasal) else 0.0
 
 
-def _sum(terms: Terms, cells: int) -> _Global:
-    own = torch.stack([*(term.detach().double() for term in terms), terms.squared.new_tensor(cells).double()])
-    return _Global(*sum_in_place(own).tolist())
+def _sum(run: Run, seen: Sequence[Terms], cells: int) -> _Global:
+    squared, divergence = (
+        torch.stack([x.detach().double() for x in part]).sum() for part in zip(*seen, strict=True)
+    )
+    counts = (squared.new_tensor(number) for number in (cells, run.hooks.told_to_stop()))
+    return _Global(*sum_in_place(torch.stack([squared, divergence, *counts])).tolist())
 
 
 def _parts(run: Run, total: _Global) -> dict[str, float]:
@@ -119,11 +180,18 @@ def _parts(run: Run, total: _Global) -> dict[str, float]:
     }
 
 
-def _not_finite(run: Run, batch: DenseBatch, key: DropoutKey, what: str) -> TrainingError:
+def _not_finite(
+    run: Run, batch: DenseBatch, parts: Sequence[Part], needed: Needed, what: str
+) -> TrainingError:
+    key = parts[0].key
+
     def again() -> Tensor:
         # not through a call: DeepSpeed's hooks would take a second backward of one step for another step
-        prediction = run.model.forward(batch.control_BN, batch.perturbations_BM, key)
-        return loss_terms(prediction, batch).objective(_weight(run, key.step))
+        z_PD = run.model.perturbation_embeddings(key, needed.reaches)
+        objectives = [
+            _terms(run.model.forward, part, z_PD).objective(_weight(run, key.step)) for part in parts
+        ]
+        return torch.stack(objectives).sum()
 
     where = culprit(run.model, batch, again, device=run.device)
     return TrainingError(

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from txpert_dist.model.dropout import DropoutKey, cell_dropout, cell_normal, graph_dropout, hash_integers
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey, cell_dropout, cell_normal, hash_integers
 
 KEY = DropoutKey(seed=3, step=11, first_row=0)
 
@@ -19,6 +20,14 @@ def test_no_key_or_no_probability_drops_nothing(dropout):
     x_BN = torch.randn(4, 5)
     assert dropout(x_BN, 0.5, 0, None) is x_BN
     assert dropout(x_BN, 0.0, 0, KEY) is x_BN
+
+
+@given(first=st.integers(0, 2**33), number=st.integers(0, 3))
+def test_every_third_cell_draws_what_it_draws_among_all(first, number):
+    x_BN = torch.ones(9, 7, dtype=torch.float64)
+    whole_BN = cell_dropout(x_BN, 0.4, 1, DropoutKey(5, 6, first))
+    part_BN = cell_dropout(x_BN[number::3], 0.4, 1, DropoutKey(5, 6, first + number, row_step=3))
+    assert torch.equal(part_BN, whole_BN[number::3])
 
 
 @given(
@@ -88,6 +97,52 @@ def test_graph_draws_do_not_depend_on_the_workers_rows_nor_on_the_dtype():
     one_PN = graph_dropout(torch.ones(30, 7), 0.3, 2, KEY)
     other_PN = graph_dropout(torch.ones(30, 7, dtype=torch.float64), 0.3, 2, KEY._replace(first_row=64))
     assert torch.equal(one_PN > 0, other_PN > 0)
+
+
+@given(seed=st.integers(0, 2**40), step=st.integers(0, 2**33), rows=st.lists(st.integers(0, 29), unique=True))
+def test_some_nodes_draw_what_they_draw_among_all(seed, step, rows):
+    key, x_PN = DropoutKey(seed, step, 0), torch.ones(30, 7, dtype=torch.float64)
+    some_RN = graph_dropout(x_PN[rows], 0.4, 2, key, torch.tensor(rows, dtype=torch.int64))
+    assert torch.equal(some_RN, graph_dropout(x_PN, 0.4, 2, key)[rows])
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 130])
+def test_the_compiled_draws_are_those_of_torchs_operations(width):
+    """bfloat16 is not compiled, as no accelerator's tensor is; powers of two survive it exactly."""
+    rows = torch.tensor([0, 5, 2**40, 2**62])
+    compiled_PN = graph_dropout(torch.ones(4, width), 0.5, 2, KEY, rows)
+    plain_PN = graph_dropout(torch.ones(4, width, dtype=torch.bfloat16), 0.5, 2, KEY, rows)
+    assert torch.equal(compiled_PN, plain_PN.float())
+
+
+def test_graph_draws_are_independent_of_each_other():
+    centred_PN = (graph_dropout(torch.ones(800, 512), 0.2, 0, KEY).gt(0).numpy() - 0.8) / 0.4
+    rows_PP = centred_PN @ centred_PN.T / np.sqrt(512)
+    columns_NN = centred_PN.T @ centred_PN / np.sqrt(800)
+    assert np.abs(rows_PP[~np.eye(800, dtype=bool)]).max() < 6
+    assert np.abs(columns_NN[~np.eye(512, dtype=bool)]).max() < 6
+    assert np.abs(centred_PN.mean(0) * np.sqrt(800)).max() < 5
+    assert np.abs(centred_PN.mean(1) * np.sqrt(512)).max() < 5
+
+
+def test_graph_draws_do_not_depend_on_the_threads():
+    x_PN = torch.randn(3000, 301)
+    before = torch.get_num_threads()
+    try:
+        drawn = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            drawn.append(graph_dropout(x_PN, 0.3, 0, KEY))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so_in_a_graph(value):
+    thinned_PN = graph_dropout(torch.full((20, 20), value), 0.5, 0, KEY)
+    assert not thinned_PN.isfinite().any()
 
 
 @pytest.mark.parametrize("dropout", [cell_dropout, graph_dropout])

@@ -13,24 +13,27 @@ from txpert_dist.errors import CheckpointError
 pytestmark = pytest.mark.process
 
 NUM_STEPS = 12
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
+WHOLE = (0, 1, 2)
+"""Stages at which parameters are whole between steps."""
 
 
-def configuration(*, stage=1, world=1, precision="fp32", clipping=0.1):
+def configuration(*, stage=1, world=1, precision="fp32", clipping=0.1, offload=False):
     return Config.model_validate(
         {
             "data": {"store": "store"},
             "graph": {"location": "graphs"},
             "optimiser": {"learning_rate": 1e-2, "weight_decay": 0.01, "gradient_clipping": clipping},
             "train": {"minibatch_size": 8, "precision": precision},
-            "cluster": {"num_workers": world, "zero_stage": stage},
+            "cluster": {"num_workers": world, "zero_stage": stage, "offload_optimizer": offload},
         }
     )
 
 
 def build_model():
+    """Its largest layer is large enough for ZeRO's stage 3 to shard it, and no multiple of 3."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    return nn.Sequential(nn.Linear(5, 401), nn.Tanh(), nn.Linear(401, 301), nn.Tanh(), nn.Linear(301, 3))
 
 
 def minibatch(step):
@@ -39,7 +42,7 @@ def minibatch(step):
     return x_BN, torch.sin(x_BN[:, :3]) + 2
 
 
-def train(rank, world, stage, *, start=0, stop=NUM_STEPS, weights=None, state=None):
+def train(rank, world, stage, *, start=0, stop=NUM_STEPS, weights=None, state=None, offload=False):
     """Losses of steps start..stop, then weights and optimiser state as plain values."""
     from txpert_dist.train import engine as engines
 
@@ -48,7 +51,7 @@ def train(rank, world, stage, *, start=0, stop=NUM_STEPS, weights=None, state=No
         model.load_state_dict(weights)
     engine = engines.build_engine(
         model,
-        configuration(stage=stage, world=world),
+        configuration(stage=stage, world=world, offload=offload),
         device=torch.device("cpu"),
         num_steps=NUM_STEPS,
         start_step=start,
@@ -63,7 +66,7 @@ def train(rank, world, stage, *, start=0, stop=NUM_STEPS, weights=None, state=No
         assert engines.step(engine).taken
         losses.append(loss.item())
     state = {name: value.numpy() for name, value in engines.optimiser_state(engine).items()}
-    return losses, {name: value.numpy() for name, value in model.state_dict().items()}, state
+    return losses, {name: value.numpy() for name, value in engines.weights(engine).items()}, state
 
 
 def tensors(values):
@@ -80,9 +83,11 @@ def on_two_ranks(rank, world):
     return {
         "whole": {stage: train(rank, world, stage) for stage in STAGES},
         "halves": halves,
+        "offloaded": {stage: train(rank, world, stage, offload=True) for stage in STAGES[1:]},
         "resumed": {stage: resumed(rank, world, stage, *halves[stage][1:]) for stage in STAGES},
         "poisoned": {stage: poisoned(world, stage) for stage in STAGES},
         "bf16": {stage: bf16_losses(rank, world, stage) for stage in STAGES},
+        "parts": {stage: in_parts(rank, world, stage) for stage in WHOLE},
     }
 
 
@@ -133,6 +138,12 @@ def test_takes_the_steps_that_plain_torch_takes(stage, two_ranks):
         assert_close(results["whole"][stage][1], plain_torch(), 1e-5)
 
 
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_offloaded_optimiser_takes_the_same_steps(stage, two_ranks):
+    for results in two_ranks:
+        assert_close(results["offloaded"][stage][1], plain_torch(), 1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_is_bitwise_the_uninterrupted_run(stage, two_ranks):
     for results in two_ranks:
@@ -177,14 +188,14 @@ def poisoned(world, stage):
     engine = engines.build_engine(
         model, configuration(stage=stage, world=world), device=torch.device("cpu"), num_steps=NUM_STEPS
     )
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in engines.weights(engine).items()}
     x_BN, y_BN = minibatch(0)
     # the derivative of the square root is infinite at 0, where the loss itself is finite
     loss = (engine.deepspeed(x_BN) * 0).sum().sqrt() + y_BN.mean()
     assert torch.isfinite(loss)
     engines.backward(engine, loss)
     taken = engines.step(engine).taken
-    unchanged = all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    unchanged = all(torch.equal(before[name], value) for name, value in engines.weights(engine).items())
     return taken, unchanged
 
 
@@ -219,6 +230,82 @@ def test_bf16_is_autocast_over_fp32_parameters(stage, two_ranks):
         assert kinds == {"torch.bfloat16"}
         assert of_parameters == {"torch.float32"}
         assert losses == pytest.approx(results["whole"][stage][0], abs=5e-2)
+
+
+class Joint(nn.Module):
+    """Cells that look up what a costly part of the model made."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.cells = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.register_buffer("table", torch.randn(6, 4))
+
+    def encode(self):
+        return torch.tanh(self.encoder(self.table))
+
+    def forward(self, x_BN, z_PD=None):
+        z_PD = self.encode() if z_PD is None else z_PD
+        return self.cells(x_BN + z_PD[: len(x_BN)])
+
+
+def squared(prediction_BN, y_BN):
+    return (prediction_BN - y_BN).square().sum()
+
+
+def in_parts(rank, world, stage):
+    """Gradient norms and weights of a few steps, a rank's cells in parts of two."""
+    from txpert_dist.train import engine as engines
+    from txpert_dist.train.parts import gathered
+
+    model = Joint()
+    config = configuration(stage=stage, world=world)
+    engine = engines.build_engine(model, config, device=torch.device("cpu"), num_steps=NUM_STEPS)
+    norms = []
+    for step in range(4):
+        x_BN, y_BN = (cells[rank * 8 // world : (rank + 1) * 8 // world] for cells in minibatch(step))
+        *earlier, last = zip(x_BN.split(2), y_BN.split(2), strict=True)
+        z_PD = model.encode()
+        before = gathered(
+            lambda part, z_PD: squared(model.forward(part[0], z_PD), part[1]),
+            *(earlier, z_PD, list(model.cells.parameters())),
+        )
+        objective = squared(engine.deepspeed(last[0], z_PD), last[1]) + before.inner_product()
+        engines.backward(engine, objective * (world / 24))
+        stepped = engines.step(engine)
+        assert stepped.taken
+        norms.append(stepped.gradient_norm)
+    return norms, {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def in_parts_plainly():
+    """The same with one process and torch alone, encoding for every part."""
+    from txpert_dist.train.schedule import schedule
+
+    model = Joint()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, schedule(configuration().optimiser, num_steps=NUM_STEPS)
+    )
+    norms = []
+    for step in range(4):
+        optimiser.zero_grad()
+        for x_BN, y_BN in zip(*(cells.split(2) for cells in minibatch(step)), strict=True):
+            (squared(model(x_BN), y_BN) / 24).backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 0.1).item())
+        optimiser.step()
+        scheduler.step()
+    return norms, model.state_dict()
+
+
+@pytest.mark.parametrize("stage", WHOLE)
+def test_parts_of_a_minibatch_are_one_step_of_its_gradient(stage, two_ranks):
+    """The norm tells of a gradient that is counted twice, which the optimiser would hide."""
+    norms, weights = in_parts_plainly()
+    for results in two_ranks:
+        theirs, their_weights = results["parts"][stage]
+        assert theirs == pytest.approx(norms, rel=1e-6)
+        assert_close(their_weights, weights, 1e-6)
 
 
 def misfit(_rank, _world):

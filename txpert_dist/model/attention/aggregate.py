@@ -3,7 +3,7 @@
 Enters: numbers for every edge, vectors for every node, an edge table. Leaves: sums, softmax weights.
 Invariants: exact forward and backward; sums in single precision or better, also under autocast; on the CPU
 the order of every sum is fixed, so results repeat bit for bit; no [E, H, N] array ever exists outside blocks
-that fit the cache. Here is the reference in plain torch; ``cpu`` has the compiled one.
+that fit the cache. Here is the reference in plain torch; ``cpu`` and ``cuda`` have the compiled ones.
 
 Backward, with d the gradient of the result: o_i = sum w_ij x_j gives d_i . x_j to w_ij and, summed over the
 edges that leave j, w_ij d_i to x_j; a softmax w gives w_ij (d_ij - sum_k w_ik d_ik) to its scores.
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from txpert_dist.model.attention import cpu
-from txpert_dist.model.attention.backend import Backend, compiles
+from txpert_dist.model.attention import cpu, cuda
+from txpert_dist.model.attention.backend import Backend, kernels_for
 from txpert_dist.model.attention.edges import EdgeTable, row_blocks
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -30,8 +30,11 @@ def weighted_sum(weight_EH: Tensor, x_SHN: Tensor, edges: EdgeTable, *, backend:
     Differentiable once in both. Targets without edges get zero. The result has the dtype of ``x_SHN``.
     """
     wide = torch.promote_types(torch.promote_types(weight_EH.dtype, x_SHN.dtype), torch.float32)
+    kernels = kernels_for(backend, x_SHN.new_empty(0, dtype=wide))
+    if kernels == "cuda":
+        return cuda.weighted_sum(weight_EH, x_SHN, edges).to(x_SHN.dtype)
     weight_EH, wide_SHN = weight_EH.to(wide), x_SHN.to(wide)
-    if compiles(backend, wide_SHN):
+    if kernels == "cpu":
         return cpu.weighted_sum(weight_EH, wide_SHN, edges).to(x_SHN.dtype)
     out_THN: Tensor = _WeightedSum.apply(weight_EH, wide_SHN, edges)  # type: ignore[no-untyped-call]
     return out_THN.to(x_SHN.dtype)
@@ -43,7 +46,10 @@ def edge_softmax(score_EH: Tensor, edges: EdgeTable, *, backend: Backend = "auto
     Differentiable once.
     """
     score_EH = score_EH.to(torch.promote_types(score_EH.dtype, torch.float32))
-    if compiles(backend, score_EH):
+    kernels = kernels_for(backend, score_EH)
+    if kernels == "cuda":
+        return cuda.edge_softmax(score_EH, edges)
+    if kernels == "cpu":
         return cpu.edge_softmax(score_EH, edges)
     weight_EH: Tensor = _EdgeSoftmax.apply(score_EH, edges)  # type: ignore[no-untyped-call]
     return weight_EH
@@ -51,7 +57,10 @@ def edge_softmax(score_EH: Tensor, edges: EdgeTable, *, backend: Backend = "auto
 
 def edge_ends(source_SH: Tensor, target_TH: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
     """(E, H): for every edge its source's numbers plus its target's. Differentiable once."""
-    if compiles(backend, source_SH):
+    kernels = kernels_for(backend, source_SH)
+    if kernels == "cuda":
+        return cuda.edge_ends(source_SH, target_TH, edges)
+    if kernels == "cpu":
         return cpu.edge_ends(source_SH, target_TH, edges)
     return source_SH.index_select(0, edges.source) + target_TH.index_select(0, edges.target)
 
@@ -62,7 +71,10 @@ def edge_sum(value_EN: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -
     Differentiable once. Targets without edges get zero.
     """
     value_EN = value_EN.to(torch.promote_types(value_EN.dtype, torch.float32))
-    if compiles(backend, value_EN):
+    kernels = kernels_for(backend, value_EN)
+    if kernels == "cuda":
+        return cuda.edge_sum(value_EN, edges)
+    if kernels == "cpu":
         return cpu.edge_sum(value_EN, edges)
     zero_TN = value_EN.new_zeros(len(edges.host_indptr) - 1, value_EN.shape[1])
     return zero_TN.index_add(0, edges.target, value_EN)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graph_store.graph import COUPLING, KnowledgeGraph, Supra
 from txpert_dist.model.attention.cpu_kernels import order_by
+from txpert_dist.model.attention.virtual_rows import HeldRows, VirtualRows, rows_on, virtual_rows
 
 
 class EdgeList(NamedTuple):
@@ -48,6 +49,10 @@ class EdgeTable(NamedTuple):
     """(E,) int64 numbers of the edges, sorted by source, then target."""
     source_target: Tensor
     """(E,) int64 target of each edge in that order."""
+    target_rows: VirtualRows
+    """The targets, cut as a CUDA device takes them."""
+    source_rows: VirtualRows
+    """The sources, likewise."""
     rows: Tensor | None = None
     """(T,) int64 the source that each target is, ascending; None when target n is source n."""
     edge: Tensor | None = None
@@ -79,6 +84,8 @@ class Edges(nn.Module):
             "source_target": target[order],
         }.items():
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
+        self.target_rows = HeldRows(virtual_rows(self.host_indptr))
+        self.source_rows = HeldRows(virtual_rows(source_indptr))
 
     @property
     def table(self) -> EdgeTable:
@@ -86,6 +93,7 @@ class Edges(nn.Module):
         return EdgeTable(
             *(self.indptr, self.source, self.target, self.host_indptr),
             *(self.source_indptr, self.source_order, self.source_target),
+            *(self.target_rows.table, self.source_rows.table),
         )
 
 
@@ -118,7 +126,9 @@ def restricted(
 
     return EdgeTable(
         *(on_device(indptr), on_device(source), on_device(target), indptr, on_device(source_indptr)),
-        *(on_device(order), on_device(target[order]), on_device(row_source), on_device(edge)),
+        *(on_device(order), on_device(target[order])),
+        *(rows_on(virtual_rows(indptr), device), rows_on(virtual_rows(source_indptr), device)),
+        *(on_device(row_source), on_device(edge)),
     )
 
 

@@ -5,7 +5,7 @@ option features of the edges with their projection, and a multiplier for each at
 Leaves: each target's attention-weighted sum of its sources. Invariants: exact forward and backward; softmax
 and sums in single precision or better; on the CPU the order of every sum is fixed, so results repeat bit for
 bit; no [E, H, N] array ever exists. Here is the reference in plain torch, which works off targets in blocks
-whose edges fit the cache; ``cpu`` has the compiled one.
+whose edges fit the cache; ``cpu`` and ``cuda`` have the compiled ones.
 
     z_ij = x_j + y_i + W_e f_ij,   e_ij = a . LeakyReLU(z_ij),
     w_ij = softmax of e_ij over the sources j of i,   o_i = sum w_ij m_ij x_j
@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from txpert_dist.model.attention import cpu
+from txpert_dist.model.attention import cpu, cuda
 from txpert_dist.model.attention.aggregate import block_edges, segment_softmax_, sum_rows
-from txpert_dist.model.attention.backend import Backend, compiles
+from txpert_dist.model.attention.backend import Backend, kernels_for
 from txpert_dist.model.attention.edges import EdgeTable, row_blocks
 
 
@@ -48,11 +48,18 @@ def gatv2_attention(
     of ``source_SHN``.
     """
     wide = torch.promote_types(source_SHN.dtype, torch.float32)
+    kernels = kernels_for(backend, source_SHN.new_empty(0, dtype=wide))
+    feature_EK, projection_KHN = (None, None) if features is None else features
+    if kernels == "cuda":
+        given = cpu.Gatv2Given(edges, negative_slope, feature_EK, keep_EH)
+        tensors = source_SHN, target_THN, attention_HN, projection_KHN
+        return cuda.gatv2(*tensors, given).to(source_SHN.dtype)
     x_SHN, y_THN, a_HN = (part.to(wide) for part in (source_SHN, target_THN, attention_HN))
-    feature_EK, projection_KHN = (None, None) if features is None else (part.to(wide) for part in features)
-    keep_EH = None if keep_EH is None else keep_EH.to(wide)
+    feature_EK, projection_KHN, keep_EH = (
+        None if part is None else part.to(wide) for part in (feature_EK, projection_KHN, keep_EH)
+    )
     given = cpu.Gatv2Given(edges, negative_slope, feature_EK, keep_EH)
-    if compiles(backend, x_SHN):
+    if kernels == "cpu":
         return cpu.gatv2(x_SHN, y_THN, a_HN, projection_KHN, given).to(source_SHN.dtype)
     out_THN: Tensor = _Gatv2.apply(x_SHN, y_THN, a_HN, projection_KHN, given)  # type: ignore[no-untyped-call]
     return out_THN.to(source_SHN.dtype)

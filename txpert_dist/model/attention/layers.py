@@ -1,8 +1,9 @@
 """Layers of graph attention: GAT and GATv2 with PyTorch Geometric's parameters and initial weights.
 
-Enters: x_PN and the edges, by option with their weights as features. Leaves: (P, width), the heads side by
-side or their mean, plus a bias. Invariants: the graph is no part of the state that a checkpoint carries;
-dropout of attention weights is equal on every worker.
+Enters: x_SN and the edges, the layer's own or some of them, by option with their weights as features. Leaves:
+(T, width), the heads side by side or their mean, plus a bias; over all its edges T and S are P. Invariants:
+the graph is no part of the state that a checkpoint carries; dropout of attention weights is equal on every
+worker.
 """
 
 import math
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from txpert_dist import config
-from txpert_dist.model.attention.edges import EdgeList, Edges
+from txpert_dist.model.attention.edges import EdgeList, Edges, EdgeTable
 from txpert_dist.model.attention.gatv1 import gatv1_attention
 from txpert_dist.model.attention.gatv2 import gatv2_attention
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 
 
 class EdgeFeatures(nn.Module):
@@ -50,6 +53,11 @@ class AttentionLayer(nn.Module):
         """Of the output."""
         self.bias = nn.Parameter(torch.zeros(self.width))
 
+    @property
+    def table(self) -> EdgeTable:
+        """All its edges."""
+        return self.features.edges.table
+
     def edge_projection(self) -> nn.Linear | None:
         """A new linear map of the edges' features to all heads; None without features."""
         if not self.features.width:
@@ -58,17 +66,22 @@ class AttentionLayer(nn.Module):
         nn.init.xavier_uniform_(linear.weight)
         return linear
 
-    def multipliers(self, key: DropoutKey | None) -> Tensor | None:
+    def multipliers(self, edges: EdgeTable, key: DropoutKey | None) -> Tensor | None:
         """Multipliers of the attention weights; None when nothing is dropped."""
         if key is None or not self.dropout:
             return None
-        ones_EH = self.bias.new_ones(len(self.features.edges.source), self.shape_HN[0])
-        return graph_dropout(ones_EH, self.dropout, self.site, key)
+        ones_EH = self.bias.new_ones(len(edges.source), self.shape_HN[0])
+        return graph_dropout(ones_EH, self.dropout, self.site, key, edges.edge)
 
-    def join_heads(self, out_PHN: Tensor) -> Tensor:
-        """(P, width) from every head's output."""
-        out_PN = out_PHN.mean(1) if self.average else out_PHN.flatten(1)
-        return out_PN + self.bias
+    def weights(self, edges: EdgeTable) -> Tensor:
+        """(E, K) features of the edges."""
+        weight_EK = self.features.weight_EK
+        return weight_EK if edges.edge is None else weight_EK.index_select(0, edges.edge)
+
+    def join_heads(self, out_THN: Tensor) -> Tensor:
+        """(T, width) from every head's output."""
+        out_TN = out_THN.mean(1) if self.average else out_THN.flatten(1)
+        return out_TN + self.bias
 
 
 class Gatv2Layer(AttentionLayer):
@@ -88,22 +101,34 @@ class Gatv2Layer(AttentionLayer):
         nn.init.xavier_uniform_(self.attention_HN)
         self.project_edges = self.edge_projection()
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """(P, width of the output) from (P, width)."""
-        source_PN, target_PN = self.project(x_PN).chunk(2, dim=1)
+    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+        """(T, width of the output) from (S, width); ``edges`` are some of the layer's own."""
+        edges = self.table if edges is None else edges
+        source_SN, target_TN = self._projections(x_SN, edges)
         features = None
         if self.project_edges is not None:
-            projection_KHN = _by_head(self.project_edges.weight.T, self.shape_HN)
-            features = self.features.weight_EK, projection_KHN
-        out_PHN = gatv2_attention(
-            _by_head(source_PN, self.shape_HN),
-            _by_head(target_PN, self.shape_HN),
+            features = self.weights(edges), _by_head(self.project_edges.weight.T, self.shape_HN)
+        out_THN = gatv2_attention(
+            _by_head(source_SN, self.shape_HN),
+            _by_head(target_TN, self.shape_HN),
             self.attention_HN,
-            self.features.edges.table,
+            edges,
             features=features,
-            keep_EH=self.multipliers(key),
+            keep_EH=self.multipliers(edges, key),
         )
-        return self.join_heads(out_PHN)
+        return self.join_heads(out_THN)
+
+    def _projections(self, x_SN: Tensor, edges: EdgeTable) -> tuple[Tensor, ...]:
+        """Of the sources and of the targets."""
+        if edges.rows is None:
+            return self.project(x_SN).chunk(2, dim=1)  # type: ignore[no-any-return]
+        halves = zip(self.project.weight.chunk(2), self.project.bias.chunk(2), strict=True)
+        (source_RN, source_R), (target_RN, target_R) = halves
+        x_TN = x_SN.index_select(0, edges.rows)
+        return (
+            functional.linear(x_SN, source_RN, source_R),
+            functional.linear(x_TN, target_RN, target_R),
+        )
 
 
 class Gatv1Layer(AttentionLayer):
@@ -124,22 +149,23 @@ class Gatv1Layer(AttentionLayer):
             self.edge_HN = nn.Parameter(torch.empty(self.shape_HN))
             nn.init.xavier_uniform_(self.edge_HN)
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """(P, width of the output) from (P, width)."""
+    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+        """(T, width of the output) from (S, width); ``edges`` are some of the layer's own."""
+        edges = self.table if edges is None else edges
         features = None
         if self.project_edges is not None:
             # the score is linear in the features: a_e . W_e f = (W_e^T a_e) . f
             projection_KHN = _by_head(self.project_edges.weight.T, self.shape_HN)
-            features = self.features.weight_EK, (projection_KHN * self.edge_HN).sum(-1)
-        out_PHN = gatv1_attention(
-            _by_head(self.project(x_PN), self.shape_HN),
+            features = self.weights(edges), (projection_KHN * self.edge_HN).sum(-1)
+        out_THN = gatv1_attention(
+            _by_head(self.project(x_SN), self.shape_HN),
             self.source_HN,
             self.target_HN,
-            self.features.edges.table,
+            edges,
             features=features,
-            keep_EH=self.multipliers(key),
+            keep_EH=self.multipliers(edges, key),
         )
-        return self.join_heads(out_PHN)
+        return self.join_heads(out_THN)
 
 
 def _by_head(x_RN: Tensor, shape_HN: tuple[int, int]) -> Tensor:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from txpert_dist.model.attention import cpu
+from txpert_dist.model.attention import cpu, cuda
 from txpert_dist.model.attention.aggregate import block_edges, sum_rows
-from txpert_dist.model.attention.backend import Backend, compiles
+from txpert_dist.model.attention.backend import Backend, kernels_for
 from txpert_dist.model.attention.edges import row_blocks
 from txpert_dist.model.attention.pattern_edges import Groups, PatternTable
 
@@ -62,8 +62,12 @@ def pattern_attention(
     Differentiable once in all the tensors. The result has the dtype of ``value_SHN``.
     """
     wide = torch.promote_types(value_SHN.dtype, torch.float32)
+    kernels = kernels_for(backend, value_SHN.new_empty(0, dtype=wide))
+    if kernels == "cuda":
+        tensors = query_THN, key_SHN, value_SHN, *terms
+        return cuda.pattern(tensors, edges, (CLIP, EPSILON)).to(value_SHN.dtype)
     parts = [None if x is None else x.to(wide) for x in (query_THN, key_SHN, value_SHN, *terms)]
-    if compiles(backend, value_SHN.new_empty(0, dtype=wide)):
+    if kernels == "cpu":
         return cpu.pattern(parts, edges, (CLIP, EPSILON)).to(value_SHN.dtype)
     # a head at a time: its rows lie side by side, as an embedding bag reads them
     out_HTN = [

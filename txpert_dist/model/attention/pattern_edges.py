@@ -14,6 +14,16 @@ from torch import Tensor, nn
 
 from txpert_dist.model.attention.edges import renumbered, sorted_by
 from txpert_dist.model.attention.threads import row_bounds
+from txpert_dist.model.attention.virtual_rows import (
+    HeldPieces,
+    HeldRows,
+    Pieces,
+    VirtualRows,
+    pieces_of,
+    pieces_on,
+    rows_on,
+    with_slots,
+)
 
 
 class Groups(NamedTuple):
@@ -57,6 +67,12 @@ class PatternTable(NamedTuple):
     """(slots,) the slots by pattern, and there by block."""
     slot_indptr: NDArray[np.int64]
     """(patterns + 1,) where each pattern's slots begin in that order."""
+    target_pieces: Pieces
+    """The targets, cut as a CUDA device takes them."""
+    source_pieces: Pieces
+    """The sources, likewise."""
+    pattern_rows: VirtualRows
+    """The patterns, each with the slots of its pieces by target."""
 
 
 class GroupedEdges(nn.Module):
@@ -85,12 +101,18 @@ class PatternEdges(nn.Module):
         table = _pattern_table(edges_2E, pattern_E, (num_nodes, num_nodes))
         self.by_target, self.by_source = GroupedEdges(table.by_target), GroupedEdges(table.by_source)
         self.register_buffer("order", table.order, persistent=False)
-        self.slots = table[3:]
+        self.slots = table[3:7]
+        self.target_pieces = HeldPieces(table.target_pieces)
+        self.source_pieces = HeldPieces(table.source_pieces)
+        self.pattern_rows = HeldRows(table.pattern_rows)
 
     @property
     def table(self) -> PatternTable:
         """The table, on the module's device."""
-        return PatternTable(self.by_target.table, self.by_source.table, self.order, *self.slots)
+        return PatternTable(
+            *(self.by_target.table, self.by_source.table, self.order, *self.slots),
+            *(self.target_pieces.table, self.source_pieces.table, self.pattern_rows.table),
+        )
 
 
 def restricted(
@@ -112,11 +134,11 @@ def restricted(
         source, num_sources = renumbered(source, sources, num_sources), len(sources)
     pattern = groups.pattern.cpu().numpy()[groups.group.cpu().numpy()[edge]]
     table = _pattern_table(np.stack([source, target]), pattern, (num_sources, len(rows)))
+    device = edges.order.device
     return PatternTable(
-        _on(table.by_target, edges.order.device),
-        _on(table.by_source, edges.order.device),
-        table.order.to(edges.order.device),
-        *table[3:],
+        *(_on(table.by_target, device), _on(table.by_source, device), table.order.to(device), *table[3:7]),
+        *(pieces_on(table.target_pieces, device), pieces_on(table.source_pieces, device)),
+        rows_on(table.pattern_rows, device),
     )
 
 
@@ -139,8 +161,10 @@ def _pattern_table(
     block_G = np.searchsorted(bounds, by_target.node.numpy(), side="right") - 1
     slots, slot_G = np.unique(block_G * num_patterns + by_target.pattern.numpy(), return_inverse=True)
     slot_order, slot_indptr = sorted_by(slots % max(num_patterns, 1), num_patterns)
+    target_pieces, pattern_rows = with_slots(_pieces(by_target), num_patterns)
     return PatternTable(
-        by_target, by_source, torch.from_numpy(order), bounds, slot_G, slot_order, slot_indptr
+        *(by_target, by_source, torch.from_numpy(order), bounds, slot_G, slot_order, slot_indptr),
+        *(target_pieces, _pieces(by_source), pattern_rows),
     )
 
 
@@ -159,6 +183,10 @@ def _groups(
         )
     )
     return Groups(other, group, first_indptr, node_, pattern, node_indptr, group_indptr, indptr)
+
+
+def _pieces(groups: Groups) -> Pieces:
+    return pieces_of(groups.node_indptr.numpy(), groups.host_indptr, groups.pattern.numpy())
 
 
 def _on(groups: Groups, device: torch.device) -> Groups:

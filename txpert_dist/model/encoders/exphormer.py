@@ -12,22 +12,26 @@ edge. Invariants: the edges are no part of the state that a checkpoint carries; 
 worker; a bias that batch norm cancels does not learn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
+from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.attention.layers import EdgeFeatures, Gatv2Layer
 from txpert_dist.model.attention.pattern import pattern_attention
 from txpert_dist.model.attention.pattern_edges import PatternEdges
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.edge_patterns import EdgePatterns, edge_patterns
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.pattern_features import EdgeMap, PatternFeatures
+from txpert_dist.model.encoders.reach import Cut, Reach, Tables, depth_of, reach_of
 from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import norm_layer
 
@@ -55,18 +59,46 @@ class ExphormerEncoder(nn.Module):
             for number in range(options.layers)
         )
         self.last = nn.Linear(options.hidden, latent)
+        self.batch_norm = options.norm == "batch"
         self.site = next(sites)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every gene; ``key`` switches dropout on."""
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every gene, or of those that ``reaches`` are of; ``key`` switches dropout on."""
         h_PN: Tensor = self.features(key)
         if self.num_nodes > self.num_genes:
             h_PN = torch.cat([h_PN, self.virtual_PN])
+        genes = torch.arange(self.num_genes, device=h_PN.device)
+        (reach,) = reaches or (Reach(genes, genes, ()),)
+        reach = reach if self._local else reach.uncut()
+        cuts = (*[None] * (len(self.layers) - len(reach.cuts)), *reach.cuts)
         e_RN = self.edge_features()
-        for layer in self.layers:
-            h_PN, e_RN = layer(h_PN, e_RN, self.edges, key)
-        z_PD = functional.leaky_relu(self.last(h_PN[: self.num_genes]), 0.01)
-        return graph_dropout(z_PD, self.dropout, self.site, key)
+        for layer, cut in zip(self.layers, cuts, strict=True):
+            if cut is not None and cut is reach.cuts[0]:
+                h_PN = h_PN.index_select(0, reach.first)
+            h_PN, e_RN = layer(h_PN, e_RN, self.edges, key, cut)
+        if not reach.cuts:
+            h_PN = h_PN.index_select(0, reach.rows)
+        z_PD = functional.leaky_relu(self.last(h_PN), 0.01)
+        return graph_dropout(z_PD, self.dropout, self.site, key, reach.rows)
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many of the last layers are worth cutting for such genes as ``rows``, training or not."""
+        return (depth_of(self._tables, rows, layers=len(self.layers)) if self._local else 0,)
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the genes ``rows``, which ascend."""
+        (depth,) = depths
+        return (reach_of(self._tables, rows, depth=depth),)
+
+    @property
+    def _tables(self) -> Tables:
+        local = self.layers[0].local
+        return Tables(local.table if isinstance(local, Gatv2Layer) else None, self.edges.table)
+
+    @property
+    def _local(self) -> bool:
+        """Whether a node's output depends on no others than those whose messages reach it."""
+        return not (self.training and self.batch_norm)
 
 
 class TransformerLayer(nn.Module):
@@ -98,18 +130,46 @@ class TransformerLayer(nn.Module):
             self.contract.bias.requires_grad_(False)  # see the module's invariants
 
     def forward(
-        self, h_PN: Tensor, e_RN: Tensor, edges: PatternEdges, key: DropoutKey | None = None
+        self,
+        h_SN: Tensor,
+        e_RN: Tensor,
+        edges: PatternEdges,
+        key: DropoutKey | None = None,
+        cut: Cut | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The next layer's node and edge features; ``key`` switches dropout on."""
-        query_PHN, key_PHN, value_PHN = self.project(h_PN).unflatten(1, (3, self.heads, -1)).unbind(1)
+        """The next layer's node features, of the targets of ``cut``, and edge features.
+
+        ``key`` switches dropout on.
+        """
         terms, e_RN = self.edge_map(e_RN)
-        attended_PN = pattern_attention(query_PHN, key_PHN, value_PHN, terms, edges.table).flatten(1)
-        x_PN = self.first_norm(h_PN + graph_dropout(attended_PN, self.dropout, self.sites[0], key))
+        table = edges.table if cut is None or cut.tables.patterns is None else cut.tables.patterns
+        h_TN = h_SN if cut is None else h_SN.index_select(0, cut.place)
+        query_THN, key_SHN, value_SHN = self._projections(h_SN, h_TN)
+        attended_TN = pattern_attention(query_THN, key_SHN, value_SHN, terms, table).flatten(1)
+        x_TN = self.first_norm(h_TN + self._thinned(attended_TN, 0, key, cut))
         if self.local is not None:
-            x_PN = x_PN + self.local(h_PN, key)
-        wide_PN = graph_dropout(functional.relu(self.expand(x_PN)), self.dropout, self.sites[1], key)
-        change_PN = graph_dropout(self.contract(wide_PN), self.dropout, self.sites[2], key)
-        return self.second_norm(x_PN + change_PN), e_RN
+            x_TN = x_TN + self.local(h_SN, key, None if cut is None else cut.tables.edges)
+        wide_TN = self._thinned(functional.relu(self.expand(x_TN)), 1, key, cut)
+        change_TN = self._thinned(self.contract(wide_TN), 2, key, cut)
+        return self.second_norm(x_TN + change_TN), e_RN
+
+    def _projections(self, h_SN: Tensor, h_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the targets, keys and values of the sources, by head."""
+        width = h_SN.shape[1]
+        if h_SN is h_TN:
+            parts = self.project(h_SN).chunk(3, dim=1)
+        else:
+            weight_RN = self.project.weight
+            both_SN = functional.linear(h_SN, weight_RN[width:])
+            parts = functional.linear(h_TN, weight_RN[:width]), *both_SN.chunk(2, dim=1)
+        query_THN, key_SHN, value_SHN = (
+            part.reshape(len(part), self.heads, width // self.heads) for part in parts
+        )
+        return query_THN, key_SHN, value_SHN
+
+    def _thinned(self, x_TN: Tensor, number: int, key: DropoutKey | None, cut: Cut | None) -> Tensor:
+        nodes = None if cut is None else cut.nodes
+        return graph_dropout(x_TN, self.dropout, self.sites[number], key, nodes)
 
 
 def _local_edges(options: config.Transformer, graph: GraphInput) -> EdgeFeatures:

@@ -12,16 +12,20 @@ there, and their order matters only to the side-by-side kind.
 from collections.abc import Iterator, Sequence
 from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
-from txpert_dist.model.encoders.stack import attention_stack
+from txpert_dist.model.encoders.reach import Reach
+from txpert_dist.model.encoders.stack import Stack, attention_stack
 from txpert_dist.model.graph_input import GraphInput
 
 
@@ -40,15 +44,27 @@ class GatHybridEncoder(nn.Module):
         self.first = nn.Linear(width, options.hidden)
         self.last = nn.Linear(options.hidden, latent)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every node; ``key`` switches dropout on."""
-        views = [view(key) for view in self.views]
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
+        each: Sequence[Reach | None] = reaches or [None] * len(self.views)
+        views = [view(key, reach) for view, reach in zip(self.views, each, strict=True)]
         if self.attention is not None:
             x_PN = self.attention(views)
         else:
             x_PN = torch.cat([view_PHN.flatten(1) for view_PHN in views], 1)
         z_PD: Tensor = self.last(functional.relu(self.first(x_PN)))
         return z_PD
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many of each graph's last layers are worth cutting for such nodes as ``rows``."""
+        return tuple(stack.depth(rows) for stack in self._stacks())
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the nodes ``rows``, which ascend; one for each graph."""
+        return tuple(stack.reach(rows, n) for stack, n in zip(self._stacks(), depths, strict=True))
+
+    def _stacks(self) -> list[Stack]:
+        return [view.stack for view in self.views if isinstance(view, GraphView)]
 
 
 class GraphView(nn.Module):
@@ -70,10 +86,11 @@ class GraphView(nn.Module):
         self.dropout = options.dropout
         self.site = next(sites)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """(P, H, hidden); ``key`` switches dropout on."""
-        x_PN = functional.leaky_relu(self.last(self.stack(self.features(key), key)), 0.01)
-        return graph_dropout(x_PN, self.dropout, self.site, key).reshape(-1, *self.shape_HN)
+    def forward(self, key: DropoutKey | None = None, reach: Reach | None = None) -> Tensor:
+        """(P, H, hidden), or (R, H, hidden) of what ``reach`` is of; ``key`` switches dropout on."""
+        x_PN = functional.leaky_relu(self.last(self.stack(self.features(key), key, reach)), 0.01)
+        rows = None if reach is None else reach.rows
+        return graph_dropout(x_PN, self.dropout, self.site, key, rows).reshape(-1, *self.shape_HN)
 
 
 class GraphAttention(nn.Module):

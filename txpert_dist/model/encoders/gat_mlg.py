@@ -13,11 +13,12 @@ never reach the reference's copies, so only the reference's is built. Invariant:
 the ones after the first by the couplings alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,8 +26,10 @@ from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
 from txpert_dist.model.attention.aggregate import edge_sum
 from txpert_dist.model.attention.edges import Edges, supra_edges, union_edges
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
+from txpert_dist.model.encoders.reach import Reach, Tables, depth_of, reach_of
 from txpert_dist.model.encoders.stack import attention_stack
 from txpert_dist.model.graph_input import GraphInput, multilayer
 
@@ -51,12 +54,23 @@ class GatMlgEncoder(nn.Module):
         self.structure = Structure(options, graph.graphs[self.reference], graph.num_nodes, sites)
         self.gate = Gate(options.structure, self.stack.width, latent)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every node; ``key`` switches dropout on."""
-        copies_RN = self.stack(self.features(key).repeat(self.num_graphs, 1), key)
-        h_PN = copies_RN.narrow(0, self.reference * self.num_nodes, self.num_nodes)
-        z_PD: Tensor = self.gate(self.structure(key), h_PN)
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
+        of_copies, of_genes = reaches or (None, None)
+        h_PN = self.stack(self.features(key).repeat(self.num_graphs, 1), key, of_copies)
+        if of_copies is None:
+            h_PN = h_PN.narrow(0, self.reference * self.num_nodes, self.num_nodes)
+        z_PD: Tensor = self.gate(self.structure(key, of_genes), h_PN)
         return z_PD
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many layers are worth cutting for such nodes as ``rows``: attention's, and the structure's."""
+        return self.stack.depth(rows + self.reference * self.num_nodes), self.structure.depth(rows)
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the nodes ``rows``, which ascend: of all copies, and of the genes."""
+        copies = rows + self.reference * self.num_nodes
+        return self.stack.reach(copies, depths[0]), self.structure.reach(rows, depths[1])
 
 
 class Structure(nn.Module):
@@ -85,15 +99,28 @@ class Structure(nn.Module):
         self.dropout = options.dropout
         self.site = next(sites)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """s_PN of every node; ``key`` switches dropout on."""
-        hidden_EN = graph_dropout(self.edge_first(self.weight_E1), self.dropout, self.site, key)
+    def forward(self, key: DropoutKey | None = None, reach: Reach | None = None) -> Tensor:
+        """s_PN of every node, or of those that ``reach`` is of; ``key`` switches dropout on."""
+        edges, weight_E1, degree_P1 = self.edges.table, self.weight_E1, self.degree_P1
+        for cut in () if reach is None else reach.cuts:
+            assert cut.tables.edges is not None
+            edges = cut.tables.edges
+            weight_E1, degree_P1 = weight_E1[edges.edge], degree_P1[cut.nodes]
+        hidden_EN = graph_dropout(self.edge_first(weight_E1), self.dropout, self.site, key, edges.edge)
         # f_edge ends with a linear map, so the sum over the edges may come before it
-        hidden_PN = edge_sum(functional.relu(hidden_EN), self.edges.table)
+        hidden_PN = edge_sum(functional.relu(hidden_EN), edges)
         summed_PN = functional.linear(hidden_PN, self.edge_last.weight)
-        summed_PN = summed_PN + self.degree_P1 * self.edge_last.bias
+        summed_PN = summed_PN + degree_P1 * self.edge_last.bias
         s_PN: Tensor = self.node_last(functional.relu(self.node_first(summed_PN)))
-        return s_PN
+        return s_PN if reach is None or reach.cuts else s_PN.index_select(0, reach.rows)
+
+    def depth(self, rows: NDArray[np.int64]) -> int:
+        """1 where it is worth leaving out the edges that do not enter such nodes as ``rows``, else 0."""
+        return depth_of(Tables(self.edges.table), rows, layers=1)
+
+    def reach(self, rows: NDArray[np.int64], depth: int) -> Reach:
+        """What ``forward`` works on for the nodes ``rows``, which ascend."""
+        return reach_of(Tables(self.edges.table), rows, depth=depth)
 
 
 class Gate(nn.Module):

@@ -5,6 +5,7 @@ went through layers of x' = D^-1/2 A D^-1/2 x W + b (Kipf & Welling 2017, equati
 in-degrees, as in PyG's ``gcn_norm``). Invariant: an edge's weight comes from the graph, worked out once.
 """
 
+from collections.abc import Sequence
 from itertools import count
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.aggregate import weighted_sum
-from txpert_dist.model.attention.edges import EdgeList, Edges, union_edges
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.edges import EdgeList, Edges, EdgeTable, union_edges
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
+from txpert_dist.model.encoders.reach import Reach
 from txpert_dist.model.encoders.stack import Stack
 from txpert_dist.model.graph_input import GraphInput
 
@@ -47,10 +50,20 @@ class GcnEncoder(nn.Module):
         self.dropout = options.dropout
         self.site = next(sites)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every node; ``key`` switches dropout on."""
-        x_PN = self.stack(self.features(key), key)
-        return graph_dropout(functional.leaky_relu(self.last(x_PN), 0.01), self.dropout, self.site, key)
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
+        (reach,) = reaches or (None,)
+        x_PN = self.stack(self.features(key), key, reach)
+        z_PD = functional.leaky_relu(self.last(x_PN), 0.01)
+        return graph_dropout(z_PD, self.dropout, self.site, key, None if reach is None else reach.rows)
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many of the last layers are worth cutting for such nodes as ``rows``."""
+        return (self.stack.depth(rows),)
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the nodes ``rows``, which ascend."""
+        return (self.stack.reach(rows, *depths),)
 
 
 class ConvolutionLayer(nn.Module):
@@ -64,14 +77,19 @@ class ConvolutionLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.project.weight)
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """(P, width) from (P, inputs); nothing is dropped here."""
+    @property
+    def table(self) -> EdgeTable:
+        """All its edges."""
+        return self.propagation.edges.table
+
+    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+        """(T, width) from (S, inputs); ``edges`` are some of the layer's own. Nothing is dropped here."""
         # both maps are linear: the edges carry whichever vector is narrower
         if self.project.in_features < self.width:
-            out_PN: Tensor = self.project(self.propagation(x_PN))
+            out_TN: Tensor = self.project(self.propagation(x_SN, edges))
         else:
-            out_PN = self.propagation(self.project(x_PN))
-        return out_PN + self.bias
+            out_TN = self.propagation(self.project(x_SN), edges)
+        return out_TN + self.bias
 
 
 class Propagation(nn.Module):
@@ -86,9 +104,11 @@ class Propagation(nn.Module):
         weight_E1 = torch.from_numpy(weight_E[:, None]).to(torch.get_default_dtype())
         self.register_buffer("weight_E1", weight_E1, persistent=False)
 
-    def forward(self, x_PN: Tensor) -> Tensor:
-        """(P, N) from (P, N); zero for a node without edges."""
-        return weighted_sum(self.weight_E1, x_PN.unsqueeze(1), self.edges.table).squeeze(1)
+    def forward(self, x_SN: Tensor, edges: EdgeTable | None = None) -> Tensor:
+        """(T, N) from (S, N); ``edges`` are some of its own. Zero for a node without edges."""
+        edges = self.edges.table if edges is None else edges
+        weight_E1 = self.weight_E1 if edges.edge is None else self.weight_E1.index_select(0, edges.edge)
+        return weighted_sum(weight_E1, x_SN.unsqueeze(1), edges).squeeze(1)
 
 
 def convolution_weights(edges: EdgeList, num_nodes: int, *, edge_weights: bool) -> NDArray[np.float64]:

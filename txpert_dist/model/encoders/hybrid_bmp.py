@@ -5,6 +5,8 @@ j -> i, H_in and H_out learned (TxPert, supplement, "Hybrid-BMP"; the MLP: Linea
 Linear). Invariant: the graphs' weights play no part, nor in how many of them an edge is.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,8 +15,10 @@ from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.gcn import Propagation
+from txpert_dist.model.encoders.reach import Reach, Tables, depth_of, reach_of
 from txpert_dist.model.graph_input import GraphInput
 
 _HIDDEN_SITE = 0
@@ -40,12 +44,37 @@ class HybridBmpEncoder(nn.Module):
         self.first = nn.Linear(options.node_features, options.hidden)
         self.last = nn.Linear(options.hidden, latent)
 
-    def forward(self, key: DropoutKey | None = None) -> Tensor:
-        """z_PD of every node; ``key`` switches dropout on."""
-        x_PN = self.from_sources(self.incoming_PN) + self.from_targets(self.outgoing_PN)
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
+        down, up = reaches or (None, None)
+        x_PN = _passed(self.from_sources, self.incoming_PN, down)
+        x_PN = x_PN + _passed(self.from_targets, self.outgoing_PN, up)
         hidden_PN = functional.leaky_relu(self.first(x_PN), 0.01)
-        z_PD: Tensor = self.last(graph_dropout(hidden_PN, self.dropout, _HIDDEN_SITE, key))
+        rows = None if down is None else down.rows
+        z_PD: Tensor = self.last(graph_dropout(hidden_PN, self.dropout, _HIDDEN_SITE, key, rows))
         return z_PD
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """Of each direction 1 where it is worth leaving out edges for such nodes as ``rows``, else 0."""
+        return tuple(depth_of(tables, rows, layers=1) for tables in self._directions())
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the nodes ``rows``, which ascend; one for each direction."""
+        pairs = zip(self._directions(), depths, strict=True)
+        return tuple(reach_of(tables, rows, depth=depth) for tables, depth in pairs)
+
+    def _directions(self) -> list[Tables]:
+        return [Tables(one.edges.table) for one in (self.from_sources, self.from_targets)]
+
+
+def _passed(along: Propagation, x_PN: Tensor, reach: Reach | None) -> Tensor:
+    """What reaches every node, or those that ``reach`` is of."""
+    if reach is None:
+        return along(x_PN)  # type: ignore[no-any-return]
+    if not reach.cuts:
+        return along(x_PN).index_select(0, reach.rows)  # type: ignore[no-any-return]
+    (cut,) = reach.cuts
+    return along(x_PN.index_select(0, reach.first), cut.tables.edges)  # type: ignore[no-any-return]
 
 
 def _neighbours(edges_2E: NDArray[np.int64], num_nodes: int, *, average: bool) -> Propagation:

@@ -9,16 +9,20 @@ graph is no part of the state that a checkpoint carries; dropout is equal on eve
 norm cancels does not learn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from txpert_dist import config
-from txpert_dist.model.attention.edges import EdgeList
+from txpert_dist.model.attention.edges import EdgeList, EdgeTable
+from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.attention.layers import EdgeFeatures, Gatv1Layer, Gatv2Layer
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.dropout import DropoutKey
+from txpert_dist.model.encoders.reach import Cut, Reach, Tables, depth_of, reach_of
 from txpert_dist.model.norm import norm_layer
 
 
@@ -35,9 +39,9 @@ class Stack(nn.Module):
     ) -> None:
         """``make_layer`` gets a layer's input width; ``width`` is the first one's.
 
-        A layer has its output's ``width`` as an attribute and takes (x_PN, key); what it adds to every node's
-        output, if anything, is its parameter ``bias``. Raises ``ValueError`` when skip=sum cannot fill a
-        layer with its input.
+        A layer has its output's ``width`` and its edges' ``table`` as attributes and takes (x_SN, key,
+        edges), the last some of its own or None for all; what it adds to every node's output, if anything,
+        is its parameter ``bias``. Raises ``ValueError`` when skip=sum cannot fill a layer with its input.
         """
         super().__init__()
         self.options = options
@@ -56,21 +60,55 @@ class Stack(nn.Module):
         self.width = width
         """Of the output."""
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
-        """(P, width of the output) from (P, width); ``key`` switches dropout on."""
-        for layer, skip, norm, site in zip(self.layers, self.skips, self.norms, self.sites, strict=True):
-            x_PN = functional.leaky_relu(norm(self._join(layer(x_PN, key), skip(x_PN))), 0.01)
-            x_PN = graph_dropout(x_PN, self.options.dropout, site, key)
-        return x_PN
+    def forward(self, x_PN: Tensor, key: DropoutKey | None = None, reach: Reach | None = None) -> Tensor:
+        """(P, width of the output) from (P, width), or with ``reach`` of the nodes it wants, (R, width).
 
-    def _join(self, out_PN: Tensor, skipped_PN: Tensor) -> Tensor:
+        ``key`` switches dropout on.
+        """
+        if reach is None:
+            return self._layers(x_PN, key, 0, [None] * len(self.layers))
+        reach = reach if self._local else reach.uncut()
+        whole = len(self.layers) - len(reach.cuts)
+        x_PN = self._layers(x_PN, key, 0, [None] * whole)
+        return self._layers(x_PN.index_select(0, reach.first), key, whole, reach.cuts)
+
+    def depth(self, rows: NDArray[np.int64]) -> int:
+        """How many of the last layers are worth cutting for such nodes as ``rows``, training or not."""
+        return depth_of(self._tables, rows, layers=len(self.layers)) if self._local else 0
+
+    def reach(self, rows: NDArray[np.int64], depth: int) -> Reach:
+        """What the layers work on for the nodes ``rows``, which ascend, the last ``depth`` cut."""
+        return reach_of(self._tables, rows, depth=depth)
+
+    @property
+    def _tables(self) -> Tables:
+        table: EdgeTable = self.layers[0].table  # type: ignore[assignment]
+        return Tables(table)
+
+    @property
+    def _local(self) -> bool:
+        """Whether a node's output depends on no others than those whose messages reach it."""
+        return not (self.training and self.options.norm == "batch")
+
+    def _layers(self, x_SN: Tensor, key: DropoutKey | None, start: int, cuts: Sequence[Cut | None]) -> Tensor:
+        """As many layers as there are ``cuts``, from number ``start`` on."""
+        for number, cut in enumerate(cuts, start):
+            out_TN = self.layers[number](x_SN, key, None if cut is None else cut.tables.edges)
+            x_TN = x_SN if cut is None else x_SN.index_select(0, cut.place)
+            joined_TN = self._join(out_TN, self.skips[number](x_TN))
+            x_SN = functional.leaky_relu(self.norms[number](joined_TN), 0.01)
+            nodes = None if cut is None else cut.nodes
+            x_SN = graph_dropout(x_SN, self.options.dropout, self.sites[number], key, nodes)
+        return x_SN
+
+    def _join(self, out_TN: Tensor, skipped_TN: Tensor) -> Tensor:
         match self.options.skip:
             case "concat" | "concat_learned":
-                return torch.cat([out_PN, skipped_PN], 1)
+                return torch.cat([out_TN, skipped_TN], 1)
             case "sum" | "sum_learned":
-                return out_PN + skipped_PN.repeat(1, out_PN.shape[1] // skipped_PN.shape[1])
+                return out_TN + skipped_TN.repeat(1, out_TN.shape[1] // skipped_TN.shape[1])
             case "none":
-                return out_PN
+                return out_TN
 
 
 def attention_stack(

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.exphormer import ExphormerEncoder, TransformerLayer
 from txpert_dist.model.graph_input import GraphInput
 

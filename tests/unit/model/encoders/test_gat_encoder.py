@@ -19,7 +19,8 @@ from tests.unit.model.attention_oracles import (
 )
 from tests.unit.model.encoders.random_graphs import graph_input, graph_inputs
 from txpert_dist import config
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.build import build_encoder
 from txpert_dist.model.encoders.gat import GatEncoder
 from txpert_dist.model.graph_input import GraphInput

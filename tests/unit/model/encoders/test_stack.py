@@ -14,8 +14,9 @@ from tests.unit.model.attention_oracles import (
     random_edge_list,
 )
 from txpert_dist import config
+from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.attention.layers import Gatv1Layer, Gatv2Layer
-from txpert_dist.model.dropout import DropoutKey, graph_dropout
+from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.stack import Stack, attention_stack
 
 SKIPS = get_args(config.Skip)
@@ -29,7 +30,7 @@ class LinearLayer(nn.Linear):
         super().__init__(inputs, width)
         self.width = width
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None) -> Tensor:
+    def forward(self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None) -> Tensor:
         return super().forward(x_PN)
 
 

@@ -1,0 +1,139 @@
+"""What layers of message passing work on when only some nodes' embeddings are wanted.
+
+Enters: the wanted nodes, the edges of the layers. Leaves: for the last layers the edges that the wanted nodes
+depend on, and which nodes those layers read and compute. The nodes before them are found backwards: a layer
+reads its targets and the sources of the edges that enter them. Invariants: nothing that a wanted node depends
+on is left out, so values and gradients are those of the whole graph; a cut layer's nodes and edges keep the
+numbers that dropout draws by.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from txpert_dist.model.attention import edges as plain
+from txpert_dist.model.attention import pattern_edges as grouped
+from txpert_dist.model.attention.cpu_kernels import Integers, compiled
+from txpert_dist.model.attention.edges import EdgeTable
+from txpert_dist.model.attention.pattern_edges import PatternTable
+
+WORTH_CUTTING = 0.9
+"""Largest share of the edges that a layer is cut to: below it the edges saved cost more than the cut."""
+
+
+class Tables(NamedTuple):
+    """The edges of a layer: one table, the other, or both."""
+
+    edges: EdgeTable | None
+    patterns: PatternTable | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables lie."""
+        if self.patterns is not None:
+            return self.patterns.order.device
+        return torch.device("cpu") if self.edges is None else self.edges.source.device
+
+
+class Cut(NamedTuple):
+    """A layer's part: some targets, and what it reads for them, which they are among."""
+
+    nodes: Tensor
+    """(T,) int64 number of each target in the whole graph, ascending."""
+    place: Tensor
+    """(T,) int64 place of each target among what the layer reads."""
+    tables: Tables
+
+
+class Reach(NamedTuple):
+    """What one stack of layers works on."""
+
+    rows: Tensor
+    """(R,) int64 the wanted nodes, ascending."""
+    first: Tensor
+    """(S,) int64 the nodes that the first cut layer reads; the wanted ones where no layer is cut."""
+    cuts: tuple[Cut, ...]
+    """Of the last layers, in their order; those before work on all the nodes."""
+
+    def uncut(self) -> "Reach":
+        """For layers that every node of the graph has a part in: the wanted nodes after all of them."""
+        return Reach(self.rows, self.rows, ())
+
+
+def reach_of(tables: Tables, rows: NDArray[np.int64], *, depth: int) -> Reach:
+    """What layers over the same edges work on for the nodes ``rows``, which ascend, the last ``depth`` cut.
+
+    The graph of operations depends on ``depth`` and not on the nodes: ranks that agree on the one may differ
+    in the others, though they exchange gradients in the order in which they come.
+    """
+    cuts: list[Cut] = []
+    targets = rows
+    for _ in range(depth):
+        sources = _sources(tables, targets)
+        cuts.append(_cut(tables, targets, sources))
+        targets = sources
+    return Reach(_on(rows, tables.device), _on(targets, tables.device), tuple(reversed(cuts)))
+
+
+def depth_of(
+    tables: Tables, rows: NDArray[np.int64], *, layers: int, worth_cutting: float = WORTH_CUTTING
+) -> int:
+    """How many of the last of ``layers`` layers are worth cutting for such nodes as ``rows``."""
+    depth, targets = 0, rows
+    while depth < layers and _share(tables, targets) <= worth_cutting:
+        targets = _sources(tables, targets)
+        depth += 1
+    return depth
+
+
+def only(rows: NDArray[np.int64], device: torch.device) -> Reach:
+    """The nodes ``rows`` after layers that are not cut."""
+    wanted = _on(rows, device)
+    return Reach(wanted, wanted, ())
+
+
+def _share(tables: Tables, targets: NDArray[np.int64]) -> float:
+    """Of the edges, those that enter ``targets``."""
+    indptr, _ = _by_target(tables)[0]
+    return float((indptr[targets + 1] - indptr[targets]).sum() / max(indptr[-1], 1))
+
+
+def _sources(tables: Tables, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``targets`` and the sources of the edges that enter them, ascending."""
+    reached = np.zeros(len(_by_target(tables)[0][0]) - 1, np.bool_)
+    reached[targets] = True
+    for indptr, source in _by_target(tables):
+        _mark(targets, indptr, source, reached)
+    return np.flatnonzero(reached)
+
+
+def _by_target(tables: Tables) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Where each target's edges begin, and their sources, on the host; the patterns' before the others."""
+    found = []
+    if tables.patterns is not None:
+        groups = tables.patterns.by_target
+        found.append((groups.node_indptr.cpu().numpy(), groups.other.cpu().numpy()))
+    if tables.edges is not None:
+        found.append((tables.edges.host_indptr, tables.edges.source.cpu().numpy()))
+    return found
+
+
+def _cut(tables: Tables, targets: NDArray[np.int64], sources: NDArray[np.int64]) -> Cut:
+    edges = None if tables.edges is None else plain.restricted(tables.edges, targets, sources)
+    patterns = None if tables.patterns is None else grouped.restricted(tables.patterns, targets, sources)
+    place = np.searchsorted(sources, targets)
+    return Cut(_on(targets, tables.device), _on(place, tables.device), Tables(edges, patterns))
+
+
+def _on(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers).to(device)
+
+
+@compiled
+def _mark(targets: Integers, indptr: Integers, source: Integers, reached: NDArray[np.bool_]) -> None:
+    for target in targets:
+        for edge in range(indptr[target], indptr[target + 1]):
+            reached[source[edge]] = True
