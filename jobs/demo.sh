@@ -19,7 +19,7 @@ run txpert predict models:/txpert@champion --tracking-uri "$registry" --store de
 
 cat <<END
 
-report       demo/runs/demo/report/report.md
+report       demo/runs/demo/report/report.html
 predictions  demo/predicted.h5ad
 MLflow       .venv/bin/mlflow ui --backend-store-uri $registry, then open http://127.0.0.1:5000
 END

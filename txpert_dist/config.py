@@ -4,6 +4,7 @@ Enters: values of the user. Leaves: one frozen ``Config`` whose values fit each 
 key is its help text. Derived values are properties, never fields. ``config_file`` reads and writes it.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,21 @@ ControlMatching = Literal["random", "matched", "mean", "matched_mean"]
 """How a cell finds its control: one of the cell line, one of the batch, the line's mean, the batch's mean."""
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _workers(value: object) -> int | tuple[int, int]:
+    """One number of workers, or the fewest and the most; one message for whatever is neither."""
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and n > 0]
+    if len(whole) == len(numbers) == 1:
+        return whole[0]
+    if len(whole) == len(numbers) == 2 and whole[0] <= whole[1]:
+        return whole[0], whole[1]
+    raise ValueError("must be a number of workers, or [fewest, most]")
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_workers)]
+"""A number of workers, or the fewest and the most."""
 
 
 def _or_kind(default: str) -> BeforeValidator:
@@ -391,33 +407,70 @@ class Train(Section):
     """Passes over the training cells."""
     minibatch_size: PositiveInt = 64
     """Cells per optimiser step over all workers together: the result does not depend on their number."""
+    accumulation: PositiveInt = 1
+    """Parts a minibatch is taken in, one after the other, to save memory; each has its own batch norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes in bfloat16 where it is safe; parameters stay fp32."""
     log_every: PositiveInt = 10
     """Steps between two metric records."""
+    profile_steps: tuple[PositiveInt, PositiveInt] | None = None
+    """First and last step that torch's profiler looks at, on the first worker; its trace goes to MLflow."""
     checkpoint_every_epochs: PositiveInt = 1
     """Epochs between two checkpoints; a new best is always kept."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Also write a checkpoint after so many steps, within epochs too; left out: after epochs only."""
     keep_checkpoints: PositiveInt = 2
     """Most recent checkpoints that stay, the best one besides."""
+    checkpoint_mirror: str | None = None
+    """URL (s3://bucket/folder) that keeps the checkpoints too; an empty machine takes them from there."""
+    stop_deadline_s: PositiveFloat = 60.0
+    """Seconds for a last checkpoint once the run is told to stop (SIGTERM, Ctrl-C); then it just ends."""
+
+    @model_validator(mode="after")
+    def _parts_have_cells(self) -> "Train":
+        if self.accumulation > self.minibatch_size:
+            raise ValueError(
+                f"accumulation={self.accumulation} is more parts than minibatch_size={self.minibatch_size} "
+                "has cells; lower it"
+            )
+        return self
 
 
 class Cluster(Section):
     """The workers."""
 
-    num_workers: PositiveInt = 1
-    """Data-parallel workers; they share each minibatch equally."""
+    num_workers: Workers = 1
+    """Data-parallel workers, sharing each minibatch equally; [fewest, most]: as many as there is room for."""
+    resize_interval_s: PositiveFloat = 60.0
+    """With [fewest, most] workers: seconds between two looks at whether there is room for others."""
     cpus_per_worker: PositiveInt = 1
     """CPUs that Ray reserves for each."""
     use_gpu: bool = False
     """One GPU for each worker."""
-    zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well, 3 parameters too."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state, and take its steps, in the host's memory; with zero_stage 1 to 3."""
     graph_service: bool = False
     """Serve the graphs inside the Ray cluster, once a node: for run folders on slow storage."""
     graph_cache: Path | None = None
     """Folder on each node for these graphs; txpert-graphs-USER in the temporary folder when left out."""
     max_failures: NonNegativeInt = 1
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _state_is_sharded_to_be_offloaded(self) -> "Cluster":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        return self
+
+    @property
+    def possible_workers(self) -> range:
+        """Numbers of workers that the run may have, ascending."""
+        fewest, most = (
+            self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+        )
+        return range(fewest, most + 1)
 
 
 class Tracking(Section):
@@ -447,11 +500,22 @@ class Config(Section):
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
-    def _workers_share_the_minibatch(self) -> "Config":
-        if self.train.minibatch_size % self.cluster.num_workers:
+    def _parts_meet_whole_parameters(self) -> "Config":
+        if self.train.accumulation > 1 and self.cluster.zero_stage == 3:
             raise ValueError(
-                f"train.minibatch_size={self.train.minibatch_size} cannot be shared equally by "
-                f"cluster.num_workers={self.cluster.num_workers}; choose a multiple"
+                f"train.accumulation={self.train.accumulation} takes gradients of whole parameters, which "
+                "cluster.zero_stage=3 shards; choose zero_stage 2 or accumulation 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_share_the_minibatch(self) -> "Config":
+        size, workers = self.train.minibatch_size, self.cluster.possible_workers
+        if any(size % number for number in workers):
+            shown = workers[0] if len(workers) == 1 else [workers[0], workers[-1]]
+            raise ValueError(
+                f"train.minibatch_size={size} cannot be shared equally by cluster.num_workers={shown}; "
+                f"choose a multiple of {math.lcm(*workers)}"
             )
         return self
 

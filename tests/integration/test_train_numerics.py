@@ -30,7 +30,8 @@ def train(_rank, world, inputs, output, sections, max_steps=None):
     from txpert_dist.train.loop import fit
     from txpert_dist.train.run import Hooks
 
-    sections = {"train": {}, "cluster": {}, **sections}
+    # with seed 0 one weight's gradient all but vanishes: AdamW makes full steps of its rounding noise
+    sections = {"train": {}, "cluster": {}, "seed": 1, **sections}
     config = configuration(
         inputs,
         output,
@@ -107,6 +108,43 @@ def test_resume_within_an_epoch_is_bitwise_the_uninterrupted_run(inputs, two_wor
     assert largest_difference(last_weights(tmp_path), last_weights(two_workers[1])) == 0
 
 
+def every_stage(rank, world, inputs, output, accumulation):
+    """Losses and weights of a few steps at each ZeRO stage, in one process group."""
+    found = []
+    for stage in (0, 1, 2):
+        sections = {
+            "model": {"norm": "layer"},
+            "train": {"accumulation": accumulation},
+            "cluster": {"zero_stage": stage},
+        }
+        losses, *_ = train(rank, world, inputs, output / str(stage), sections, 12)
+        weights = last_weights(output / str(stage)) if rank == 0 else {}
+        found.append((losses, {name: value.numpy() for name, value in weights.items()}))
+    return found
+
+
+@pytest.mark.parametrize("accumulation", [4, 16])
+def test_parts_of_a_minibatch_take_the_steps_of_the_whole(inputs, tmp_path, accumulation):
+    """Two ranks of 16 cells, dropout on, no batch norm, at every ZeRO stage: the step does not change."""
+    ((losses, weights), *_) = run(every_stage, 1, inputs, tmp_path / "whole", 1)[0]
+    first, second = run(every_stage, 2, inputs, tmp_path / "parts", accumulation)
+    for (theirs, their_weights), (others, _) in zip(first, second, strict=True):
+        assert theirs == others
+        assert theirs == pytest.approx(losses, rel=1e-5)
+        for name, value in weights.items():
+            np.testing.assert_allclose(their_weights[name], value, rtol=0, atol=1e-4)
+
+
+def test_parts_do_not_depend_on_the_workers_with_batch_norm(inputs, tmp_path):
+    settings = {"train": {"accumulation": 3}}
+    ((one, *_),) = run(train, 1, inputs, tmp_path / "one", settings, 10)
+    (two, *_), _ = run(train, 2, inputs, tmp_path / "two", settings, 10)
+    ((whole, *_),) = run(train, 1, inputs, tmp_path / "whole", {}, 10)
+    assert two == pytest.approx(one, rel=1e-5)
+    assert one != pytest.approx(whole, rel=1e-4)  # each part's statistics are its own
+    assert one == pytest.approx(whole, rel=0.2)
+
+
 def test_resume_on_other_workers_and_stages(inputs, one_worker, tmp_path):
     (losses, *_), weights = one_worker
     first, _ = run(train, 2, inputs, tmp_path, {"cluster": {"zero_stage": 2}}, 20)
@@ -116,6 +154,33 @@ def test_resume_on_other_workers_and_stages(inputs, one_worker, tmp_path):
     assert sorted(together) == sorted(losses)
     assert [together[step] for step in losses] == pytest.approx(list(losses.values()), rel=1e-5)
     assert largest_difference(last_weights(tmp_path), weights) < 1e-3
+
+
+WIDE = {
+    "basal": {"kind": "mlp", "hidden": 4000},
+    "perturbation": {"kind": "gat", "layers": 2, "node_features": 128, "hidden": 256, "heads": 2},
+    "decoder": {"hidden": 4000},
+}
+"""Layers large enough for ZeRO's stage 3 to shard them, in every part."""
+
+
+def test_sharded_parameters_take_the_steps_of_whole_ones(inputs, tmp_path):
+    """Stage 3 on two workers: validation, a checkpoint, a resume; other workers and stages: test_engine."""
+
+    def results(folder, stage, *stops):
+        # so many weights that AdamW's first steps must be small, for rounding not to be told apart from them
+        sections = {"model": WIDE, "optimiser": {"learning_rate": 1e-4}, "cluster": {"zero_stage": stage}}
+        found = [run(train, 2, inputs, tmp_path / folder, sections, stop)[0] for stop in stops]
+        losses = {step: loss for result in found for step, loss in result[0].items()}
+        return losses, found[-1][1], last_weights(tmp_path / folder)
+
+    losses, epochs, weights = results("whole", 0, STEPS_PER_EPOCH + 2)
+    sharded, their_epochs, their_weights = results("sharded", 3, 4, STEPS_PER_EPOCH + 2)
+    assert [*sharded] == [*losses] == list(range(1, STEPS_PER_EPOCH + 3))
+    assert [*sharded.values()] == pytest.approx([*losses.values()], rel=1e-4)
+    assert [*epochs] == [1]
+    assert their_epochs == pytest.approx(epochs, abs=1e-3)
+    assert largest_difference(their_weights, weights) < 1e-3
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(inputs, two_workers, tmp_path):
@@ -173,9 +238,10 @@ def test_bf16_trains(inputs, tmp_path, one_worker):
     assert losses != exact
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_an_exploding_run_stops_on_every_rank_with_the_step_and_the_place(inputs, tmp_path, stage):
     settings = {
+        "model": WIDE if stage == 3 else {},
         "optimiser": {"learning_rate": 1e30, "gradient_clipping": 0, "warmup_fraction": 0},
         "cluster": {"zero_stage": stage},
     }

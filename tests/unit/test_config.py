@@ -73,6 +73,17 @@ def test_a_variant_without_a_kind_is_the_default_one(file: Path) -> None:
     assert (model.perturbation.layers, model.basal.hidden) == (2, 7)
 
 
+@pytest.mark.parametrize(
+    ("text", "workers"), [("2", range(2, 3)), ("[1,2]", range(1, 3)), ("[4, 4]", range(4, 5))]
+)
+def test_workers_are_a_number_or_a_range(file: Path, tmp_path: Path, text: str, workers: range) -> None:
+    config = load(file, [f"cluster.num_workers={text}"])
+    assert config.cluster.possible_workers == workers
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(tmp_path / "again.yaml") == config
+    assert load(file, [f"cluster.num_workers={flatten(config)['cluster.num_workers']}"]) == config
+
+
 def test_flatten_has_every_leaf_once(file: Path) -> None:
     leaves = flatten(load(file))
     assert leaves["model.perturbation.heads"] == "2"
@@ -88,6 +99,10 @@ def test_flatten_has_every_leaf_once(file: Path) -> None:
         (["model.perturbation.kind=gin"], ["model.perturbation.kind", "'gin'", "'gat_mlg'"]),
         (["model.basal.kind=vea"], ["model.basal.kind", "'vea'", "'vae'"]),
         (["cluster.num_workers=3"], ["minibatch_size=64", "num_workers=3"]),
+        (["cluster.num_workers=[1,3]"], ["minibatch_size=64", "num_workers=[1, 3]", "a multiple of 6"]),
+        (["cluster.num_workers=[2,1]"], ["cluster.num_workers", "[fewest, most]", "[2, 1]"]),
+        (["cluster.num_workers=0"], ["cluster.num_workers", "a number of workers", "0"]),
+        (["cluster.num_workers=many"], ["cluster.num_workers", "a number of workers", "'many'"]),
         (["train.epochs"], ["'train.epochs'", "section.key=value"]),
         (["train.epochs=[1"], ["train.epochs", "not YAML"]),
         (["name=../x"], ["name", "../x"]),

@@ -1,7 +1,7 @@
 """The `txpert` command: every verb, and how failures end.
 
-Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 130 interrupted; 1 anything
-else.
+Exit codes: 0 success; 2 something the user can mend, said in one line on stderr; 75 training was told to stop
+and can go on (EX_TEMPFAIL of sysexits.h); 130 interrupted; 1 anything else.
 """
 
 import os
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from graph_store.graph import GraphError
 from txpert_dist import __version__
 from txpert_dist.cli import (
+    compare,
     data,
     doctor,
     embed,
@@ -27,13 +28,15 @@ from txpert_dist.cli import (
     serving,
     stores,
     submit,
+    tune,
     understand,
 )
 from txpert_dist.cli.screen import console, output, print_error, table
 from txpert_dist.config_file import describe, dump, load
 from txpert_dist.errors import ConfigError, TrainingError, TxPertError
+from txpert_dist.train.stop import Stopped
 
-_INTERRUPTED = 130
+_INTERRUPTED, _STOPPED = 130, 75
 
 app = typer.Typer(
     name="txpert",
@@ -65,7 +68,9 @@ graph.graph.add_typer(embeddings.embeddings, name="embeddings")
 app.add_typer(graph.graph, name="graph")
 app.command()(understand.understand)
 app.command()(run.train)
+app.command()(tune.tune)
 app.command()(run.evaluate)
+app.command()(compare.compare)
 app.command()(serving.register)
 app.command()(serving.predict)
 app.command()(pipeline.pipeline)
@@ -127,6 +132,9 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
+    except Stopped as stop:
+        console.print(str(stop), style="yellow", soft_wrap=True)
+        sys.exit(_STOPPED)
     except TrainingError as error:
         print_error(str(error))
         sys.exit(1)

@@ -18,7 +18,7 @@ CONFIG = "job.yaml"
 """The configuration, in the job's working directory."""
 
 _PACKAGES = (txpert_dist, graph_store)
-_KEPT = (".py", ".typed")
+_KEPT = (".py", ".typed", ".yaml", ".html", ".css", ".js")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

@@ -91,7 +91,7 @@ def _evaluate(config: Config, asked: "Evaluation") -> bool:
     complete = _reported(config, report, asked)
     if not complete:
         evaluate(str(config.run_folder), split=asked.split, report=report, seed=asked.seed)
-    _told("4/5 evaluate", not complete, f"report {report / 'report.md'}")
+    _told("4/5 evaluate", not complete, f"report {report / 'report.html'}")
     return not complete
 
 

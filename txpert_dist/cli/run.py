@@ -15,8 +15,10 @@ from txpert_dist.errors import InputError
 
 if TYPE_CHECKING:
     from txpert_dist.evaluate.blocks import Effort
+    from txpert_dist.evaluate.node_map import NodeMap
     from txpert_dist.evaluate.report import Report
     from txpert_dist.serve.registered import Registered
+    from txpert_dist.store.cells import CellStore
 
 
 def train(
@@ -31,9 +33,11 @@ def train(
     Everything is recorded in MLflow. The same command again goes on where an interrupted run stopped, and
     does nothing when the run is complete. `txpert config --keys` lists what can be configured. When
     graph.location is a graph service (grpc://HOST:PORT), its snapshot is fetched once, into the run's folder;
-    TXPERT_GRAPH_TOKEN in the environment is the token that lets this command in.
+    TXPERT_GRAPH_TOKEN in the environment is the token that lets this command in. Told to stop (SIGTERM,
+    Ctrl-C) it writes a checkpoint first and exits with 75; told twice it stops at once.
 
         txpert train run.yaml train.epochs=40 cluster.num_workers=2
+        txpert train run.yaml cluster.num_workers=[1,8] train.checkpoint_mirror=s3://bucket/runs
     """
     config = load(file, overrides or [])
     train_as_told(config)
@@ -42,6 +46,7 @@ def train(
 
 def train_as_told(config: Config) -> bool:
     """Train, and show what came of it; False when the run was complete before."""
+    from txpert_dist.train.tracking import deliver
     from txpert_dist.train.worker import train as run
 
     console.print(f"run {config.name}: {config.run_folder}, records in {config.tracking_uri}", soft_wrap=True)
@@ -56,6 +61,13 @@ def train_as_told(config: Config) -> bool:
         say(f"a damaged checkpoint was passed over: {line}")
     if done.lost_metrics:
         say(f"MLflow did not take {done.lost_metrics:,} metrics; the model is not affected")
+    delivery = deliver(config.run_folder)
+    if delivery.late:
+        say(f"MLflow was away: {delivery.late:,} records were delivered late")
+    if delivery.queued:
+        say(
+            f"MLflow is away: {delivery.queued:,} records wait in {config.run_folder}; the command sends them"
+        )
     rows = [
         ["epochs, steps", f"{done.epochs:,}, {done.steps:,}"],
         ["best validation Pearson delta", f"{done.validation_pearson_delta:.4f}"],
@@ -111,34 +123,65 @@ def evaluate(
     energy_cells: Annotated[
         int, typer.Option(help="Cells of a perturbation for the energy distance; 0 leaves it out.", min=0)
     ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that score; more than one need Ray.", min=1)] = 1,
+    reselect: Annotated[
+        bool,
+        typer.Option(
+            "--reselect", help="Also let resampled screens select their variable genes anew; draws all cells."
+        ),
+    ] = False,
+    tiers: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv or tsv with columns gene and score(s), or gene and rank: scores by knowledge tier.",
+            show_default=False,
+        ),
+    ] = None,
+    pathways: Annotated[
+        Path | None,
+        typer.Option(help="GMT of gene sets that colour the map of the model's genes.", show_default=False),
+    ] = None,
+    node_map: Annotated[
+        Literal["pca", "umap", "none"],
+        typer.Option("--map", help="How the model's embeddings of genes are drawn."),
+    ] = "pca",
 ) -> None:
     """Score a model beside baselines and the screen's own reproducibility: same cells, same code.
 
-    Writes report.md, report.json, per_perturbation.parquet and figures. For a run's folder the report is
-    added to the MLflow run, and `txpert register` asks for it. A model that was trained with
-    data.held_out_cell_lines is scored on these: --split train scores perturbations seen in other cell lines,
-    test and validation unseen ones.
+    Writes report.html (one page that needs nothing else), report.md, report.json, per_perturbation.parquet
+    and figures; `txpert compare` sets several side by side. For a run's folder the report is added to the
+    MLflow run, and `txpert register` asks for it. A model that was trained with data.held_out_cell_lines is
+    scored on these: --split train scores perturbations seen in other cell lines, test and validation unseen
+    ones.
 
         txpert evaluate runs/k562
         txpert evaluate models:/txpert@champion --store other.zarr --report report
         txpert evaluate --predictions other_tool.h5ad --store screen.zarr --report report
     """
     from txpert_dist.evaluate.blocks import Effort
-    from txpert_dist.evaluate.report import write_report
+    from txpert_dist.evaluate.gene_sets import read_gene_sets
+    from txpert_dist.evaluate.report import with_model, with_tiers, write_report
+    from txpert_dist.evaluate.tiers import read_tiers
     from txpert_dist.store.cells import open_store
 
     options: _Options = {"seed": seed, "genes_selected_on": genes_selected_on}
-    options["effort"] = Effort(energy_cells=energy_cells)
+    options["effort"] = Effort(energy_cells=energy_cells, workers=workers, reselect=reselect)
+    known = None if tiers is None else read_tiers(tiers)
+    gene_sets = None if pathways is None else read_gene_sets(pathways)
     if (model is None) == (predictions is None):
         raise InputError("give either a model (a run's folder, say) or --predictions FILE")
     if model is None:
         if predictions is None or store is None or report is None:
             raise InputError(f"{predictions}: say what it predicts and where to write: --store, --report")
+        if gene_sets is not None:
+            raise InputError(
+                "--pathways: colours a model's genes, and predictions have no model; leave it out"
+            )
         lines = tuple(held_out_cell_line or ())
         result = _score_file(predictions, store, split, genes, lines, allow_missing, options)
-        write_report(result, report)
+        write_report(result if known is None else with_tiers(result, known), report)
         _show(result)
-        say(f"report: {report / 'report.md'}")
+        say(f"report: {report / 'report.html'}")
         return
     folder = Path(model)
     out = report or folder / "report"
@@ -153,11 +196,13 @@ def evaluate(
             style="yellow",
             soft_wrap=True,
         )
+    nodes = None if node_map == "none" else _map_of_nodes(ready, cells, node_map, gene_sets)
     result = _score(ready, cells.path, split, model, options)
-    write_report(result, out)
+    result = with_model(result, ready.loaded.config.model_dump(mode="json"), nodes)
+    write_report(result if known is None else with_tiers(result, known), out)
     _log(folder, result, out, step=ready.loaded.state.step)
     _show(result)
-    say(f"report: {out / 'report.md'}")
+    say(f"report: {out / 'report.html'}")
 
 
 def open_trained(model: str, tracking_uri: str | None) -> "Registered":
@@ -234,8 +279,28 @@ def _score(ready: "Registered", path: Path, split: str, name: str, options: _Opt
             progress=show,
             **options,
         )
-    origin = Origin(run=name, model_hash=loaded.state.model_hash, snapshot_id=loaded.snapshot.id)
+    origin = Origin(name, loaded.state.model_hash, loaded.snapshot.id, loaded.state.git_commit)
     return with_origin(result, origin)
+
+
+def _map_of_nodes(
+    ready: "Registered",
+    cells: "CellStore",
+    projection: Literal["pca", "umap"],
+    gene_sets: dict[str, frozenset[str]] | None,
+) -> "NodeMap":
+    from txpert_dist.evaluate.node_map import node_map
+
+    known = ready.loaded.vocabulary
+    genes = {gene for name in cells.perturbations[1:] for gene in name.split("+")}
+    return node_map(
+        ready.z_PD.numpy(),
+        known.genes,
+        ready.loaded.snapshot.graphs,
+        frozenset(known.by_alias.get(gene, gene) for gene in genes),
+        projection=projection,
+        gene_sets=gene_sets,
+    )
 
 
 def _log(folder: Path, report: "Report", files: Path, *, step: int) -> None:

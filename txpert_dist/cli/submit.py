@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from txpert_dist.cli.screen import console, output, print_error, say, table
+from txpert_dist.cli.tune import Parallel, Space, Trials
 from txpert_dist.config_file import dump, load
 from txpert_dist.errors import ConfigError, InputError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from txpert_dist.cli.job_server import Job, JobServer
     from txpert_dist.config import Config
 
-Verb = Literal["train", "evaluate", "pipeline"]
+Verb = Literal["train", "tune", "evaluate", "pipeline"]
 
 jobs = typer.Typer(no_args_is_help=True, help="Jobs on a Ray cluster: list them, read their logs, stop them.")
 
@@ -51,9 +52,19 @@ class Order(NamedTuple):
     """Of the verb, on the cluster."""
 
 
+class Search(NamedTuple):
+    """What a study is told besides its file."""
+
+    trials: int | None = None
+    space: str | None = None
+    parallel: int | None = None
+
+
 def submit(
     verb: Annotated[Verb, typer.Argument(help="What to run there.", show_default=False)],
-    file: Annotated[Path, typer.Argument(help="Run configuration, or pipeline (YAML).", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="Run configuration, study or pipeline (YAML).", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="`section.key=value`, as for the verb.", show_default=False),
@@ -70,8 +81,11 @@ def submit(
             show_default=False,
         ),
     ] = None,
+    trials: Trials = None,
+    space: Space = None,
+    parallel: Parallel = None,
 ) -> None:
-    """Run train, evaluate or pipeline as a Ray Job on a cluster; follow its log and return its exit code.
+    """Run train, tune, evaluate or pipeline as a Ray Job on a cluster; follow its log, return its exit code.
 
     The configuration is resolved here: what is wrong with it is said before anything is sent, and relative
     paths are those of this working directory, which the cluster must see (shared storage). This software goes
@@ -82,9 +96,10 @@ def submit(
 
         txpert submit train run.yaml train.epochs=40 --address http://head:8265
         txpert submit pipeline pipeline.yaml --detach
+        txpert submit tune run.yaml --trials 50 --space encoders
         txpert submit train run.yaml --env MLFLOW_TRACKING_USERNAME --env MLFLOW_TRACKING_PASSWORD
     """
-    order = _order(verb, file, overrides or [])
+    order = _order(verb, file, overrides or [], Search(trials, space, parallel))
     _no_passwords(order.config, file)
     needs = _names(env or [])
     server = _connected(address)
@@ -166,11 +181,15 @@ def _connected(address: str | None) -> "JobServer":
     return connect(address)
 
 
-def _order(verb: Verb, file: Path, overrides: Sequence[str]) -> Order:
+def _order(verb: Verb, file: Path, overrides: Sequence[str], search: Search) -> Order:
     """Resolve the configuration as the verb itself would."""
     from txpert_dist.cli.job_package import CONFIG
     from txpert_dist.cli.pipeline_config import load_pipeline
 
+    if verb != "tune" and search != Search():
+        raise InputError(f"--trials, --space and --parallel are for tune, not {verb}; leave them out")
+    if verb == "tune":
+        return _tune_order(file, overrides, search)
     if verb == "pipeline":
         pipeline = load_pipeline(file, overrides)
         run = _everywhere(pipeline.run)
@@ -180,6 +199,22 @@ def _order(verb: Verb, file: Path, overrides: Sequence[str]) -> Order:
         text = dump(run)
     target = str(run.run_folder) if verb == "evaluate" else CONFIG
     return Order(verb, run.name, run.run_folder, text, (verb, target))
+
+
+def _tune_order(file: Path, overrides: Sequence[str], search: Search) -> Order:
+    """A study, its search space spelled out and checked."""
+    from txpert_dist.cli.job_package import CONFIG
+    from txpert_dist.cli.tune_config import load_tuning
+    from txpert_dist.train.tune_space import space_of
+    from txpert_dist.train.tune_study import study_config
+
+    tuning = load_tuning(file, overrides, **search._asdict())
+    run = _everywhere(tuning.run)
+    if isinstance(tuning.space, dict):
+        space_of(tuning.space, run, where=search.space or f"{file}: space")
+    out = tuning.out.absolute() if tuning.out else None
+    text = dump(tuning.model_copy(update={"run": run, "out": out}))
+    return Order("tune", run.name, study_config(run).run_folder, text, ("tune", CONFIG))
 
 
 def _everywhere(config: "Config") -> "Config":

@@ -4,7 +4,8 @@ Layout of ``<run folder>/checkpoints/epoch-0003-step-000123/``: ``model.safetens
 statistics), ``optimizer.safetensors`` (AdamW's moments by parameter), ``state.json`` (``RunState``),
 ``config.yaml`` and ``manifest.json`` (SHA-256 of the others). Invariants: no pickle; nothing in it depends on
 the number of workers or the ZeRO stage; random draws are functions of (seed, epoch, step), so there is no
-random state to keep; a folder is complete or absent, and a damaged one is never read.
+random state to keep; a folder is complete or absent, and a damaged one is never read; only validated weights
+have a score, so none that was taken within an epoch is ever the best one while there is another.
 """
 
 import json
@@ -12,10 +13,12 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,11 +50,11 @@ class RunState(NamedTuple):
     """Where a run stands and what it was made from."""
 
     epoch: int
-    """Whole epochs done."""
+    """Whole epochs done, and validated."""
     step: int
     """Optimiser steps done, over all epochs."""
     metrics: dict[str, float]
-    """The latest validation's metrics; empty before the first one."""
+    """The validation's metrics of these very weights; empty within an epoch, when there was none."""
     store_hash: str
     """SHA-256 of the cell store's manifest."""
     split_hash: str
@@ -92,8 +95,12 @@ def write_checkpoint(
     *,
     weights: Mapping[str, Tensor],
     optimiser: Mapping[str, Tensor],
+    allowed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Path:
-    """Write one checkpoint (one process only) and return its folder. Raises ``CheckpointError``."""
+    """Write one checkpoint (one process only) and return its folder.
+
+    It gets its name within ``allowed()``, which may raise instead. Raises ``CheckpointError``.
+    """
     folder = run_folder / FOLDER / f"epoch-{state.epoch:04d}-step-{state.step:06d}"
 
     def fill(partial: Path) -> None:
@@ -104,9 +111,9 @@ def write_checkpoint(
         (partial / CONFIG).write_text(config_file.dump(config), encoding="utf-8")
 
     try:
-        seal(folder, fill)
-    except OSError as error:
-        reason = error.strerror or str(error)
+        seal(folder, fill, allowed)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise CheckpointError(
             f"{folder}: cannot be written ({reason}); free space there, then repeat the command to go on"
         ) from None
@@ -115,8 +122,21 @@ def write_checkpoint(
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """Folders of the run's checkpoints, oldest first; they may be damaged."""
-    matches = [(_NAME.fullmatch(path.name), path) for path in (run_folder / FOLDER).glob("epoch-*")]
-    return [path for _, path in sorted((int(match[2]), path) for match, path in matches if match)]
+    folders = [path for path in (run_folder / FOLDER).glob("epoch-*") if is_name(path.name)]
+    return sorted(folders, key=lambda folder: step_of(folder.name))
+
+
+def is_name(name: str) -> bool:
+    """Whether a checkpoint's folder may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
+def step_of(name: str) -> tuple[int, int]:
+    """Step and epoch in the name of a checkpoint's folder: larger is newer."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name} is no checkpoint's name")
+    return int(match[2]), int(match[1])
 
 
 def run_folder_of(folder: Path) -> Path:
@@ -228,8 +248,13 @@ def put_weights(model: TxPert, weights: Mapping[str, Tensor], folder: Path) -> N
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # clones, because ZeRO's parameters share one flat buffer and safetensors refuses shared memory
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    # clones of parts, because ZeRO's parameters share one flat buffer and safetensors refuses shared memory
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor if _is_whole(tensor) else tensor.clone() for name, tensor in here.items()}
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def _score(folder: Path) -> float | None:

@@ -25,11 +25,13 @@ from txpert_dist.train.checkpoint import SCORE, RunState
 from txpert_dist.train.collective import broadcast_text, rank, sum_over_ranks, world_size
 from txpert_dist.train.conditions import ContextControls, context_controls
 from txpert_dist.train.inputs import Inputs, embedding_key
+from txpert_dist.train.needed import Needed, depths_in_training, needed_in_training
+from txpert_dist.train.profiler import StepProfiler
 from txpert_dist.train.stopwatch import Stopwatch
 
 
 class Hooks(NamedTuple):
-    """Whom the loop tells what; on every rank, so most ranks do nothing."""
+    """Whom the loop tells what, and asks; on every rank, so most ranks do nothing."""
 
     progress: Callable[[str, int, int], None]
     """(what, done, total)"""
@@ -37,6 +39,12 @@ class Hooks(NamedTuple):
     """Metrics of an optimiser step."""
     epoch: Callable[[Mapping[str, float], int], None]
     """An epoch's metrics and number, when it is done."""
+    told_to_stop: Callable[[], bool] = lambda: False
+    """Asked every step: whether this rank was told to end the run, with a checkpoint, before its time."""
+    keep_records: Callable[[], None] = lambda: None
+    """Called before a checkpoint is sealed, from its thread: what was told so far must survive a kill."""
+    artefact: Callable[[Path], None] = lambda _: None
+    """A file or folder for the run's record."""
 
 
 class Start(NamedTuple):
@@ -72,6 +80,11 @@ class Run:
     device: torch.device
     hooks: Hooks
     watch: Stopwatch
+    profiler: StepProfiler
+    depths: tuple[int, ...]
+    """How many of the encoder's last layers each step leaves nodes out of."""
+    needed: Needed | None
+    """Nodes whose embeddings any training cell needs; None where each minibatch's are worked out."""
 
     @property
     def num_steps(self) -> int:
@@ -132,7 +145,21 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
         engine.restore_optimiser_state(built, checkpoint.read_optimiser(start.folder), steps_taken=start.step)
     controls = resident_controls(table, num_genes=len(inputs.genes), device=device)
     starts = context_controls(table, controls, seed=config.seed)
-    return Run(config, inputs, model, built, loader, controls, starts, device, hooks, Stopwatch(device))
+    share = config.train.minibatch_size // world_size()
+    depths = depths_in_training(model, inputs, cells=share, seed=config.seed)
+    if config.cluster.zero_stage == 3:  # which takes away parameters that cut layers use parts of
+        depths = (0,) * len(depths)
+    return Run(
+        *(config, inputs, model, built, loader, controls, starts, device, hooks, Stopwatch(device)),
+        profiler=StepProfiler(
+            config.train.profile_steps if rank() == 0 else None,
+            config.run_folder,
+            device=device,
+            done=hooks.artefact,
+        ),
+        depths=depths,
+        needed=None if device.type == "cpu" else needed_in_training(model, inputs),
+    )
 
 
 def _tell_size(model: TxPert, hooks: Hooks) -> None:

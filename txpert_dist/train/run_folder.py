@@ -2,7 +2,7 @@
 
 Enters: a configuration. Leaves: the right to train in its folder. Invariants: two processes never train in
 one folder; a folder is never reused with another configuration, but for what does not change the result's
-meaning: how long, on which workers, recorded where.
+meaning: how long, on which workers, recorded and kept where, how often.
 """
 
 import fcntl
@@ -20,7 +20,17 @@ from txpert_dist.config_file import flatten
 from txpert_dist.errors import ConfigError, TrainingError
 from txpert_dist.train.tracking import RECORD, RunRecord, read_run_record
 
-MAY_DIFFER = ("output", "train.epochs", "cluster.", "tracking.", "graph.tls_roots")
+MAY_DIFFER = (
+    "output",
+    "train.epochs",
+    "train.checkpoint_",
+    "train.keep_checkpoints",
+    "train.stop_deadline_s",
+    "train.profile_steps",
+    "cluster.",
+    "tracking.",
+    "graph.tls_roots",
+)
 """Keys, or beginnings of keys, that may change between two starts of one run."""
 
 

@@ -1,30 +1,37 @@
 """Folders that are complete or absent, and that notice damage.
 
 Enters: a folder filled under a temporary name. Leaves: the same folder under its own name, with a manifest of
-every file's SHA-256. Invariant: the manifest is written last and the folder renamed after it, so a folder
-with its own name is whole unless it was damaged later, and then ``damage`` says where.
+every file's SHA-256. Invariants: the manifest is written last and the folder renamed after it, so a folder
+with its own name is whole unless it was damaged later, and then ``damage`` says where; two writers of one
+folder never share a temporary name.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 _PARTIAL, _REPLACED = ".partial-", ".replaced-"
 
 
-def seal(folder: Path, fill: Callable[[Path], None]) -> None:
+def seal(
+    folder: Path,
+    fill: Callable[[Path], None],
+    allowed: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Let ``fill`` write files into a new folder and put it in place of ``folder``, whole.
 
-    A folder that is there already (a damaged one) is replaced. Raises ``OSError`` as the file system does;
-    nothing half-written keeps the folder's name.
+    It gets its name within ``allowed()``, which may raise instead. A folder that is there already (a damaged
+    one) is replaced. Raises ``OSError`` as the file system does; nothing half-written keeps the name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(_PARTIAL + folder.name)
-    shutil.rmtree(partial, ignore_errors=True)
+    own = f"{folder.name}-{secrets.token_hex(4)}"
+    partial, replaced = folder.with_name(_PARTIAL + own), folder.with_name(_REPLACED + own)
     partial.mkdir()
     try:
         fill(partial)
@@ -33,13 +40,33 @@ def seal(folder: Path, fill: Callable[[Path], None]) -> None:
         (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
         for path in [*files, partial / MANIFEST, partial]:
             _to_disk(path)
-        if folder.exists():
-            os.replace(folder, folder.with_name(_REPLACED + folder.name))
-        os.replace(partial, folder)
-        _to_disk(folder.parent)
+        with allowed():
+            if folder.exists():
+                os.replace(folder, replaced)
+            os.replace(partial, folder)
+            _to_disk(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(folder.with_name(_REPLACED + folder.name), ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def adopt(folder: Path, fetch: Callable[[Path], None]) -> str | None:
+    """Let ``fetch`` bring files that were sealed elsewhere, manifest and all; in place only when sound.
+
+    Returns what is wrong with them, as ``damage`` does. Raises what ``fetch`` raises, leaving nothing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{_PARTIAL}{folder.name}-{secrets.token_hex(4)}")
+    partial.mkdir()
+    try:
+        fetch(partial)
+        wrong = damage(partial)
+        if wrong is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        return wrong and wrong.replace(str(partial), folder.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sweep(parent: Path) -> None:

@@ -1,7 +1,8 @@
 """What a run leaves behind for its user and for the next start: the record, and the result.
 
 Enters: configuration, inputs, the folder. Leaves: an MLflow run with a record of it in the folder, and
-``TrainResult``. Invariant: one folder is one MLflow run, unless the tracking server was changed.
+``TrainResult``. Invariant: one folder is one MLflow run, unless the tracking server was changed or its file
+is gone.
 """
 
 import math
@@ -66,7 +67,7 @@ def record_run(config: Config, inputs: Inputs, record: RunRecord | None, commit:
     Raises ``ConfigError`` when a new run cannot be made at the tracking server.
     """
     tags = _tags(inputs, commit)
-    if record is None or record.tracking_uri != config.tracking_uri:
+    if record is None or record.tracking_uri != config.tracking_uri or _is_gone(record.tracking_uri):
         run_id = create_run(
             config.tracking_uri,
             experiment=config.tracking.experiment,
@@ -100,6 +101,12 @@ def result(config: Config, record: RunRecord, ended: Ended) -> TrainResult:
         damaged=ended.damaged,
         lost_metrics=ended.lost_metrics,
     )
+
+
+def _is_gone(tracking_uri: str) -> bool:
+    """Whether records were in a file that is not there: a run brought back on another machine, say."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    return path != tracking_uri and not Path(path).exists()
 
 
 def _tags(inputs: Inputs, commit: str) -> Mapping[str, str]:

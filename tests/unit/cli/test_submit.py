@@ -20,6 +20,8 @@ from txpert_dist.cli import attempts
 from txpert_dist.cli.app import main
 from txpert_dist.cli.job_package import CONFIG, write_package
 from txpert_dist.cli.pipeline_config import Pipeline, load_pipeline
+from txpert_dist.cli.submit import Search, _order
+from txpert_dist.cli.tune_config import load_tuning
 from txpert_dist.config_file import dump
 from txpert_dist.errors import ConfigError
 
@@ -237,6 +239,9 @@ REFUSED = [
     (["submit", "train", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
     (["submit", "train", "run.yaml", "train.epoch=3"], ["train.epoch", "did you mean train.epochs?"]),
     (["submit", "pipeline", "run.yaml"], ["run.yaml", "ingest"]),
+    (["submit", "train", "run.yaml", "--trials=3"], ["--trials", "for tune, not train"]),
+    (["submit", "tune", "run.yaml", "--space=nowhere"], ["nowhere", "a preset: default,"]),
+    (["submit", "tune", "run.yaml", "train.epoch=3"], ["train.epoch", "did you mean train.epochs?"]),
     (
         ["submit", "train", "run.yaml", "tracking.uri=https://me:hunter2@mlflow.example"],
         ["run.yaml", "password", "--env"],
@@ -279,6 +284,27 @@ def test_what_is_no_ray_or_lets_nobody_in_is_one_line(
     line = refused(["jobs", "list", f"--address={address}"], monkeypatch, capsys)
     assert line.startswith(f"error: {address}: ")
     assert ("RAY_AUTH_TOKEN_PATH" if forbidden else "does not answer as one") in line
+
+
+def test_a_resolved_study_means_the_same_in_another_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "space.yaml").write_text("model.latent: {choice: [8, 16]}")
+    search = Search(trials=3, space="space.yaml")
+    order = _order("tune", Path("run.yaml"), ["train.epochs=7"], search)
+    assert order.arguments == ("tune", CONFIG)
+    assert order.folder == folder / "runs" / "one-tune"
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / CONFIG).write_text(order.config)
+    monkeypatch.chdir(folder / "elsewhere")
+    study = load_tuning(Path(CONFIG))
+    assert (study.trials, study.parallel) == (3, None)
+    assert study.space == {"model.latent": {"choice": [8, 16]}}
+    assert study.run.data.store == folder / "s.zarr"
+    assert study.run.train.epochs == 7
+    changed = load_tuning(Path(CONFIG), ["train.epochs=9"], trials=5, space="gat")
+    assert (changed.trials, changed.run.train.epochs) == (5, 9)
+    assert "model.perturbation.heads" in changed.space
 
 
 PIPELINE = {

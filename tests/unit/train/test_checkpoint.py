@@ -141,3 +141,28 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
     (folder / checkpoint.WEIGHTS).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.safetensors has another size"):
         checkpoint.load_model(folder)
+
+
+def test_weights_that_were_not_validated_are_the_best_only_when_all_are_so(tmp_path):
+    write(tmp_path, state(0, 5)._replace(metrics={}))
+    newer = write(tmp_path, state(0, 7)._replace(metrics={}))
+    assert checkpoint.best_checkpoint(tmp_path) == newer
+    validated = write(tmp_path, state(1, 10, score=-0.5))
+    write(tmp_path, state(1, 15)._replace(metrics={}))
+    assert checkpoint.best_checkpoint(tmp_path) == validated
+    # at the end of an epoch: told to stop before its validation, and then validated
+    before = write(tmp_path, state(1, 20)._replace(metrics={}))
+    after = write(tmp_path, state(2, 20, score=-0.7))
+    assert checkpoint.checkpoints(tmp_path)[-2:] == [before, after]
+    checkpoint.prune(tmp_path, keep=1)
+    assert checkpoint.checkpoints(tmp_path) == [validated, after]
+
+
+def test_what_is_no_checkpoints_name_is_left_alone(tmp_path):
+    folder = write(tmp_path, state())
+    for name in ("epoch-1-step-1", "epoch-0001-step-000010-copy", "notes"):
+        (folder.parent / name).mkdir()
+    assert checkpoint.checkpoints(tmp_path) == [folder]
+    assert checkpoint.step_of(folder.name) == (10, 1)
+    with pytest.raises(ValueError, match="no checkpoint's name"):
+        checkpoint.step_of("notes")

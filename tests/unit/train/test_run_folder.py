@@ -20,7 +20,14 @@ def test_what_may_differ_and_what_may_not(tmp_path):
     same = configuration(
         tmp_path,
         tmp_path,
-        train={"epochs": 9},
+        train={
+            "epochs": 9,
+            "checkpoint_every_epochs": 3,
+            "checkpoint_every_steps": 7,
+            "keep_checkpoints": 5,
+            "checkpoint_mirror": "s3://bucket",
+            "stop_deadline_s": 5,
+        },
         cluster={"num_workers": 4, "zero_stage": 0},
         tracking={"experiment": "other"},
     )

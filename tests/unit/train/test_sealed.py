@@ -1,12 +1,14 @@
 """Complete or absent, and no damage goes unnoticed."""
 
 import os
+import shutil
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from txpert_dist.train.sealed import MANIFEST, damage, seal, sha256, sweep
+from txpert_dist.train.sealed import MANIFEST, adopt, damage, seal, sha256, sweep
 
 
 def fill(content):
@@ -79,3 +81,54 @@ def test_sweep_removes_what_killed_writers_left(folder):
     os.replace(folder, folder.with_name(".replaced-kept"))
     sweep(folder.parent)
     assert list(folder.parent.iterdir()) == []
+
+
+def test_two_writers_of_one_folder_do_not_mix(folder):
+    """The slower one comes last and whole, whatever the other does meanwhile."""
+    started = fill({"a": b"mine", "b": b"mine"})
+
+    def slow(partial):
+        started(partial)
+        seal(folder, fill({"a": b"theirs", "b": b"theirs"}))
+        assert (folder / "a").read_bytes() == b"theirs"
+
+    seal(folder, slow)
+    assert damage(folder) is None
+    assert [(folder / name).read_bytes() for name in "ab"] == [b"mine", b"mine"]
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+
+
+def test_who_is_not_allowed_changes_nothing(folder):
+    @contextmanager
+    def refused():
+        raise PermissionError("somebody else's now")
+        yield
+
+    with pytest.raises(PermissionError, match="somebody else's"):
+        seal(folder, fill({"a": b"late"}), refused)
+    assert (folder / "a").read_bytes() == b"alpha"
+    assert [path.name for path in folder.parent.iterdir()] == ["kept"]
+
+
+def copied_from(folder, but=()):
+    def fetch(partial):
+        for path in folder.iterdir():
+            if path.name not in but:
+                shutil.copy(path, partial / path.name)
+
+    return fetch
+
+
+def test_what_was_sealed_elsewhere_is_adopted_when_sound(folder, tmp_path):
+    other = tmp_path / "elsewhere" / "copy"
+    assert adopt(other, copied_from(folder)) is None
+    assert damage(other) is None
+    assert adopt(other, copied_from(folder, but=["a"])) == "copy/a is missing"
+    assert damage(other) is None  # the one that was there
+    assert "manifest" in adopt(other.with_name("new"), copied_from(folder, but=[MANIFEST]))
+    with pytest.raises(ZeroDivisionError):
+        adopt(other, lambda _: 1 / 0)
+    (other / "a").write_bytes(b"spoilt")
+    assert adopt(other, copied_from(folder)) is None
+    assert damage(other) is None
+    assert [path.name for path in other.parent.iterdir()] == ["copy"]
