@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tests.benchmarks import faults
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
@@ -109,6 +111,12 @@ def beside(title: str, record: Record) -> str:
     return f"**{title}** ({what})\n\n" + "\n".join(lines)
 
 
+def soak(record: Record) -> str:
+    """Faults that one run went through, and what became of it."""
+    what = f"commit {record['commit']}; {_machine(record)}"
+    return f"**Faults in one run of two workers** ({what})\n\n{faults.table(record['details'])}"
+
+
 def _digits(value: float) -> str:
     """Three digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -139,7 +147,7 @@ README: Mapping[str, Section] = {
     "science_real": real,
     "loader": loading,
     "overhead": partial(beside, "`txpert train` on a screen as large as K562's"),
-    "faults": partial(beside, "Faults"),
+    "faults": soak,
 }
 OTHERS: Mapping[str, Section] = {
     "ingest": partial(beside, "Ingest of 300,000 simulated cells x 8,000 genes"),

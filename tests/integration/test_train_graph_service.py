@@ -46,7 +46,7 @@ def test_a_run_with_services_is_the_run_with_a_folder(service, tmp_path):
     result = train_on_ray(config, graph_token=TOKEN)
     process.kill()
 
-    (calm, _, _), _ = run(train, 2, inputs, tmp_path / "calm", {"train": TRAIN})
+    (calm, _, _), _ = run(train, 2, inputs, tmp_path / "calm", {"train": TRAIN, "seed": config.seed})
     assert largest_difference(last_weights(config.output), last_weights(tmp_path / "calm")) == 0
     history = MlflowClient(config.tracking_uri).get_metric_history(result.run_id, "train/loss")
     assert {point.step: point.value for point in history} == calm

@@ -66,7 +66,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(tmp_path):
     )
 
     # the same as a run that nobody disturbed
-    run(train, 2, inputs, tmp_path / "calm", {"train": TRAIN})
+    run(train, 2, inputs, tmp_path / "calm", {"train": TRAIN, "seed": config.seed})
     assert largest_difference(last_weights(config.output), last_weights(tmp_path / "calm")) == 0
 
     check_records(config, result)

@@ -28,12 +28,16 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Ear:
-    """Handler of signals: remembers the first, hands every other one to the handler that was there before."""
+    """Handler of signals: remembers the first, hands every other one to the handler that was there before.
+
+    What the process ignores (a shell's background does with SIGINT) stays ignored.
+    """
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self.told = threading.Event()
         """Set by the first signal."""
-        self._before = {number: signal.getsignal(number) for number in numbers}
+        before = {number: signal.getsignal(number) for number in numbers}
+        self._before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
     def listen(self) -> None:
         """Take the signals, again if somebody took them since. The main thread must call this."""
@@ -53,7 +57,7 @@ class Ear:
         before = self._before[signal.Signals(number)]
         if callable(before):
             before(number, frame)
-        elif before != signal.SIG_IGN:
+        else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

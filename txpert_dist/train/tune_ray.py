@@ -8,7 +8,6 @@ unpickled; a trial whose process dies goes on from its checkpoint, as often as `
 import json
 import logging
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -24,6 +23,7 @@ from ray.tune.search import Searcher
 
 from txpert_dist.config import Config
 from txpert_dist.errors import TrainingError, TxPertError
+from txpert_dist.train.cluster import connected
 from txpert_dist.train.tune_book import Book
 from txpert_dist.train.tune_search import LOWEST
 from txpert_dist.train.tune_study import Trial, best_so_far
@@ -56,10 +56,15 @@ def in_parallel(book: Book, *, parent: str, commit: str, parallel: int | None) -
         book.ended(number, "stopped")
     if not book.remaining:
         return
-    with _cluster(book.base, parallel) as room, _interruptible():
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the book tells what befalls trials
+    cpus = book.base.cluster.cpus_per_worker * (parallel or 1)
+    with connected(cpus, {name: os.environ[name] for name in _ENVIRONMENT}), _interruptible():
+        at_once = min(_room(book.base, parallel), book.remaining)
         try:
             search = _Search(book, {"parent": parent, "commit": commit})
-            _tuner(book, search, scheduler, at_once=min(room, book.remaining)).fit()
+            _tuner(book, search, scheduler, at_once=at_once).fit()
         finally:
             shutil.rmtree(book.folder / _SCRATCH, ignore_errors=True)
     if book.remaining and not book.hopeless:
@@ -236,35 +241,12 @@ def _number(trial: RayTrial) -> int:
     return int(json.loads(trial.config["task"])["number"])
 
 
-@contextmanager
-def _cluster(base: Config, parallel: int | None) -> Iterator[int]:
-    """A Ray this process is connected to, as for a training run; how many trials may run at a time."""
-    cluster = base.cluster
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(cluster.cpus_per_worker * (parallel or 1))
-    try:
-        there = ray.cluster_resources()
-        room = there.get("CPU", 0) // cluster.cpus_per_worker
-        room = min(room, there.get("GPU", 0)) if cluster.use_gpu else room
-        yield parallel or max(1, int(room))
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _connect(cpus: int) -> None:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the book tells what befalls trials
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    quiet["runtime_env"] = {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        return
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, **quiet)
+def _room(base: Config, parallel: int | None) -> int:
+    """How many trials may run at a time."""
+    cluster, there = base.cluster, ray.cluster_resources()
+    room = there.get("CPU", 0) // cluster.cpus_per_worker
+    room = min(room, there.get("GPU", 0)) if cluster.use_gpu else room
+    return parallel or max(1, int(room))
 
 
 @contextmanager

@@ -9,12 +9,11 @@ message, not with Ray's.
 import json
 import logging
 import os
-import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from txpert_dist.config import Config
 from txpert_dist.errors import CheckpointError, TrainingError, TxPertError
 from txpert_dist.train.checkpoint import SCORE, newest_sound
 from txpert_dist.train.claim import Claim, held, join, take
+from txpert_dist.train.cluster import connected
 from txpert_dist.train.graph_actor import node_snapshot, offered
 from txpert_dist.train.graphs import with_graphs
 from txpert_dist.train.inputs import open_inputs
@@ -141,7 +141,7 @@ def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) 
         "start": claim.start,
     }
     try:
-        with listening() as ear, _cluster(config):
+        with listening() as ear, connected(_cpus(config)):
             ear.listen()  # again, for Ray sets handlers of its own
             progress(STARTING, 2, 3)
             if config.cluster.graph_service:
@@ -296,29 +296,8 @@ def _mailbox(claim: Claim) -> Path:
     return claim.run_folder / f".error-{claim.start}.json"
 
 
-@contextmanager
-def _cluster(config: Config) -> Iterator[None]:
-    """A Ray this process is connected to: its own, the one at RAY_ADDRESS, or a local one for this run."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-    else:
-        # Ray's ports listen on every interface; with a token (its default) they obey only who knows it. Ours
-        # stays in this process tree: Ray would keep one in a file that everybody on the machine can read.
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            _default_environment({"RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        needed = config.cluster.possible_workers[-1] * config.cluster.cpus_per_worker
-        # "local" and not the default, which attaches to whatever cluster ran here last, dead or alive.
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, needed), include_dashboard=False, **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _cpus(config: Config) -> int:
+    return config.cluster.possible_workers[-1] * config.cluster.cpus_per_worker
 
 
 def _worker_environment(config: Config) -> dict[str, str]:

@@ -44,7 +44,7 @@ def test_the_package_runs_elsewhere_and_holds_nothing_but_code_and_configuration
         path.relative_to(ROOT)
         for folder in ("txpert_dist", "graph_store")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.is_file() and path.parent.name != "__pycache__"
     }
     beside = {path for path in files - expected if path.parts[0] not in ("txpert_dist", "graph_store")}
     assert expected == files - beside

@@ -198,7 +198,7 @@ def test_recipes_differ_when_a_key_is_said_to_and_only_then(first, second):
 
 def sorted_tree(value: object) -> object:
     if isinstance(value, dict):
-        return [(key, sorted_tree(value[key])) for key in sorted(value)]
+        return dict, [(key, sorted_tree(value[key])) for key in sorted(value)]
     return [sorted_tree(item) for item in value] if isinstance(value, list) else value
 
 

@@ -23,7 +23,9 @@ print("told", flush=True)
 time.sleep(60)
 """
 DRIVER = """
-import sys, time
+import signal, sys, time
+# a shell's background ignores it
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "background" else signal.default_int_handler)
 from txpert_dist.train.stop import listening, Stopped
 try:
     with listening() as ear:
@@ -63,6 +65,18 @@ def test_a_driver_hears_the_first_signal_and_is_interrupted_by_the_second(first,
     driver.send_signal(first)
     assert driver.stdout.readline() == "told\n"
     driver.send_signal(second)
+    assert driver.communicate(timeout=30) == ("interrupted\n", "")
+
+
+def test_a_driver_in_the_background_does_not_hear_what_it_ignores():
+    driver = begun(DRIVER, "background")
+    assert driver.stdout.readline() == "ready\n"
+    driver.send_signal(signal.SIGINT)
+    driver.terminate()
+    assert driver.stdout.readline() == "told\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        driver.wait(2)
+    driver.terminate()
     assert driver.communicate(timeout=30) == ("interrupted\n", "")
 
 

@@ -164,6 +164,6 @@ def test_attention_dropout_multiplies_the_weights(version, layer_class, weights)
 def test_the_graph_is_held_once_and_is_not_in_the_checkpointed_state():
     edges = random_edge_list(NUM_NODES, 40, 0)
     stack = attention_stack(config.Gat(edge_weights=True), edges, NUM_NODES, width=4, sites=count())
-    # the edges' weights, three tensors by target and three by source
-    assert len(list(stack.buffers())) == 7
+    # the edges' weights; by target and by source three tensors of edges and five of virtual rows
+    assert len(list(stack.buffers())) == 17
     assert set(stack.state_dict()) == {name for name, _ in stack.named_parameters()}
