@@ -75,7 +75,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(160_000, 5_000, 1_000, NODES, 40)
-QUICK = Size(12_000, 2_000, 200, 3_000, 10)
+QUICK = Size(30_000, 2_000, 200, 3_000, 10)
 
 
 class Steps(NamedTuple):
@@ -137,7 +137,7 @@ def config_of(preset: str, base: Path, folder: Path) -> Config:
         yaml.safe_load((ROOT / "jobs" / "configs" / f"{preset}.yaml").read_text(encoding="utf-8")),
         yaml.safe_load(base.read_text(encoding="utf-8")),
         {"name": preset, "output": str(folder / "runs"), "graph": {"use": use}},
-        {"train": {"epochs": 1, "minibatch_size": MINIBATCH, "log_every": 10}},
+        {"train": {"epochs": 1, "minibatch_size": MINIBATCH, "log_every": 5}},
         {"cluster": {"num_workers": 1, "cpus_per_worker": os.cpu_count() or 1}},
     )
     return Config.model_validate(tree)
@@ -227,7 +227,7 @@ def cases_of(preset: str, base: Path, size: Size, folder: Path) -> list[Case]:
 def main() -> None:
     """Run both presets, print the ratios, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12,000 cells, 2,000 genes, 3,000 nodes, GAT")
+    parser.add_argument("--quick", action="store_true", help="30,000 cells, 2,000 genes, 3,000 nodes, GAT")
     parser.add_argument("--folder", type=Path, help="keep the screen there for the next time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--bare", nargs=2, help=argparse.SUPPRESS)
