@@ -5,65 +5,40 @@ went through layers of x' = D^-1/2 A D^-1/2 x W + b (Kipf & Welling 2017, equati
 in-degrees, as in PyG's ``gcn_norm``). Invariant: an edge's weight comes from the graph, worked out once.
 """
 
-from collections.abc import Sequence
 from itertools import count
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.aggregate import weighted_sum
 from txpert_dist.model.attention.edges import EdgeList, Edges, EdgeTable, union_edges
-from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
-from txpert_dist.model.encoders.reach import Reach
-from txpert_dist.model.encoders.stack import Stack
+from txpert_dist.model.encoders.stack import Stack, StackEncoder
 from txpert_dist.model.graph_input import GraphInput
 
 
-class GcnEncoder(nn.Module):
+class GcnEncoder(StackEncoder):
     """Learned node features refined by graph convolutions."""
 
     def __init__(self, options: config.Gcn, graph: GraphInput, *, latent: int) -> None:
-        super().__init__()
         edges = union_edges(
-            graph.graphs,
-            graph.num_nodes,
-            self_loops=options.self_loops,
-            reverse_edges=options.reverse_edges,
+            graph.graphs, graph.num_nodes, self_loops=options.self_loops, reverse_edges=options.reverse_edges
         )
         weight_E = convolution_weights(edges, graph.num_nodes, edge_weights=options.edge_weights)
         propagation = Propagation(edges.edges_2E, weight_E, graph.num_nodes)
-        sites = count()
-        self.features = NodeFeatures(graph, options.node_features, options.positional)
-        self.stack = Stack(
+        sites, width = count(), options.node_features
+        features = NodeFeatures(graph, width, options.positional)
+        stack = Stack(
             options,
             lambda inputs: ConvolutionLayer(propagation, inputs, options.hidden),
-            width=options.node_features,
+            width=width,
             sites=sites,
         )
-        self.last = nn.Linear(self.stack.width, latent)
-        self.dropout = options.dropout
-        self.site = next(sites)
-
-    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
-        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
-        (reach,) = reaches or (None,)
-        x_PN = self.stack(self.features(key), key, reach)
-        z_PD = functional.leaky_relu(self.last(x_PN), 0.01)
-        return graph_dropout(z_PD, self.dropout, self.site, key, None if reach is None else reach.rows)
-
-    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
-        """How many of the last layers are worth cutting for such nodes as ``rows``."""
-        return (self.stack.depth(rows),)
-
-    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
-        """What ``forward`` works on for the nodes ``rows``, which ascend."""
-        return (self.stack.reach(rows, *depths),)
+        super().__init__(features, stack, latent=latent, site=next(sites))
 
 
 class ConvolutionLayer(nn.Module):

@@ -111,6 +111,34 @@ class Stack(nn.Module):
                 return out_TN
 
 
+class StackEncoder(nn.Module):
+    """Node features, a stack of layers, and a map to the latent width."""
+
+    def __init__(self, features: nn.Module, stack: Stack, *, latent: int, site: int) -> None:
+        """``features`` takes a key and gives x_0; ``site`` tells this dropout from the layers'."""
+        super().__init__()
+        self.features = features
+        self.stack = stack
+        self.last = nn.Linear(stack.width, latent)
+        self.dropout = stack.options.dropout
+        self.site = site
+
+    def forward(self, key: DropoutKey | None = None, reaches: Sequence[Reach] = ()) -> Tensor:
+        """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
+        (reach,) = reaches or (None,)
+        x_PN = self.stack(self.features(key), key, reach)
+        z_PD = functional.leaky_relu(self.last(x_PN), 0.01)
+        return graph_dropout(z_PD, self.dropout, self.site, key, None if reach is None else reach.rows)
+
+    def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
+        """How many of the last layers are worth cutting for such nodes as ``rows``."""
+        return (self.stack.depth(rows),)
+
+    def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
+        """What ``forward`` works on for the nodes ``rows``, which ascend."""
+        return (self.stack.reach(rows, *depths),)
+
+
 def attention_stack(
     options: config.Attention, edges: EdgeList, num_nodes: int, *, width: int, sites: Iterator[int]
 ) -> Stack:
