@@ -7,7 +7,8 @@ The screen is simulated and as large as the K562 screen: 160,000 cells x 5,000 g
 on one of the graphs and Exphormer-MG on all. `txpert train` runs one
 epoch as a user starts it: Ray, one worker, DeepSpeed, MLflow in a SQLite file, cells from the store. The bare
 loop, in a process of its own just before and just after, takes minibatches that lie ready in memory through
-forward, backward, clipping and AdamW. Both have all cores.
+forward, backward, clipping and AdamW, with the same exact cuts to the nodes that a minibatch needs. Both have
+all cores.
 
     step          median seconds between two records of the run, over the steps between them; goal: 1.05 times
                   the bare loop's
@@ -51,6 +52,7 @@ from txpert_dist.simulate.config import SimulateConfig
 from txpert_dist.simulate.run import simulate
 from txpert_dist.train.batch import dense_batch, resident_controls
 from txpert_dist.train.inputs import embedding_key, open_inputs
+from txpert_dist.train.needed import depths_in_training, needed_by, placed
 from txpert_dist.train.tracking import read_run_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +165,7 @@ def bare(config: Config, num_steps: int) -> float:
     device = torch.device("cpu")
     controls = resident_controls(table, num_genes=len(inputs.genes), device=device)
     minibatches = loader.epoch(0, 0)
-    ready = [dense_batch(next(minibatches), controls, device=device) for _ in range(READY)]
+    ready = [next(minibatches) for _ in range(READY)]
     model = build_model(
         config.model,
         num_genes=len(inputs.genes),
@@ -172,12 +174,16 @@ def bare(config: Config, num_steps: int) -> float:
         seed=config.seed,
     )
     model.train()
+    depths = depths_in_training(model, inputs, cells=MINIBATCH, seed=config.seed)
     adamw = torch.optim.AdamW(model.parameters(), lr=config.optimiser.learning_rate, fused=True)
     seconds = []
     for step in range(num_steps):
         started = time.perf_counter()
-        batch = ready[step % READY]
-        predicted = model(batch.control_BN, batch.perturbations_BM, DropoutKey(config.seed, step, 0))
+        minibatch = ready[step % READY]
+        needed = needed_by(model, minibatch.perturbations_BM, depths)
+        batch = dense_batch(placed(minibatch, needed), controls, device=device)
+        key = DropoutKey(config.seed, step, 0)
+        predicted = model(batch.control_BN, batch.perturbations_BM, key, None, needed.reaches)
         loss = (predicted.expression_BG - batch.observed_BG).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimiser.gradient_clipping or math.inf)

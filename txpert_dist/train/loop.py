@@ -98,10 +98,10 @@ def _train(run: Run, start: Start, last: int, save: Save) -> Reached:
             metrics = validate(run.model, run.inputs, observed, run.validation_controls, device=run.device)
             metrics["time/validation_s"] = time.perf_counter() - started
             reached = reached._replace(epochs=reached.epochs + 1)
+            run.hooks.metrics(metrics, reached.step)  # first: a checkpoint keeps all that was logged before
             if reached.step == last or metrics[SCORE] > best or _due(run, reached):
                 save(*reached[:2], metrics)
             best = metrics[SCORE] if metrics[SCORE] > best else best
-            run.hooks.metrics(metrics, reached.step)
             run.hooks.epoch(metrics, reached.epochs)
         if reached.step >= last:
             break

@@ -8,8 +8,9 @@ meaning: how long, on which workers, recorded and kept where, how often.
 import fcntl
 import json
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -32,6 +33,8 @@ MAY_DIFFER = (
     "graph.tls_roots",
 )
 """Keys, or beginnings of keys, that may change between two starts of one run."""
+
+_PATIENCE_S = 60.0  # what a killed driver's own processes may take to end
 
 
 def absolute(config: Config) -> Config:
@@ -66,6 +69,22 @@ def claimed(run_folder: Path) -> Iterator[None]:
             raise TrainingError(
                 f"{run_folder}: another process is training this run; wait for it or choose another name="
             ) from None
+        yield
+
+
+@contextmanager
+def claimed_at_last(run_folder: Path) -> Iterator[None]:
+    """As ``claimed``, as soon as a process that outlived its killed driver lets go, a minute at most."""
+    until = time.monotonic() + _PATIENCE_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(claimed(run_folder))
+                break
+            except TrainingError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(1)
         yield
 
 

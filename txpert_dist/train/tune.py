@@ -18,7 +18,7 @@ from txpert_dist.config import Config
 from txpert_dist.config_file import flatten
 from txpert_dist.errors import TrainingError
 from txpert_dist.train.graphs import with_graphs
-from txpert_dist.train.run_folder import absolute, claimed, git_commit, pinned_snapshot
+from txpert_dist.train.run_folder import absolute, claimed, claimed_at_last, git_commit, pinned_snapshot
 from txpert_dist.train.stop import Stopped
 from txpert_dist.train.tracking import (
     RECORD,
@@ -132,10 +132,11 @@ def _settle(book: Book) -> None:
     """Leave no trial's run as running whose process was ended before it could say so."""
     for trial in book.trials:
         folder = book.folder / trial_name(trial.number)
-        if (folder / RECORD).exists() and (record := read_run_record(folder)).status == "RUNNING":
-            record = record._replace(status=_STATUSES[trial.ending])
-            write_run_record(folder, record)
-            describe_run(record, status=record.status)
+        with claimed_at_last(folder):  # its process may be ending still
+            if (folder / RECORD).exists() and (record := read_run_record(folder)).status == "RUNNING":
+                record = record._replace(status=_STATUSES[trial.ending])
+                write_run_record(folder, record)
+                describe_run(record, status=record.status)
 
 
 def _outcome(book: Book, base: Config, whole: Config, worked: bool) -> Outcome:

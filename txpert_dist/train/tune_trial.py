@@ -2,27 +2,24 @@
 
 Enters: a trial's configuration, and whom to tell each epoch's score. Leaves: a run folder with checkpoints,
 scores and its own MLflow run. Invariants: a trial that stops anywhere and starts again does the epochs it
-would have done; a score is on disk before anybody hears of it; nobody else trains in the folder meanwhile.
+would have done; a score and its metrics are on disk before anybody hears of them; nobody else trains in the
+folder meanwhile.
 
 One worker, whatever ``cluster.num_workers`` says: a result does not depend on their number, and trials side
 by side lose nothing to talking with each other.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 
 from txpert_dist.config import Config
-from txpert_dist.errors import TrainingError
 from txpert_dist.train.checkpoint import SCORE
 from txpert_dist.train.inputs import Inputs, open_inputs
 from txpert_dist.train.loop import fit
 from txpert_dist.train.run import Hooks
-from txpert_dist.train.run_folder import claimed, existing_record
+from txpert_dist.train.run_folder import claimed_at_last, existing_record
 from txpert_dist.train.session import finished, record_run
 from txpert_dist.train.tracking import MetricWriter, RunRecord, Status, describe_run, write_run_record
 from txpert_dist.train.tune_search import LOWEST
@@ -32,7 +29,6 @@ Tell = Callable[[int, float], None]
 """(epoch, the best score up to there)"""
 
 _PARENT = "mlflow.parentRunId"
-_PATIENCE_S = 60.0  # what a killed study's own processes may take to end
 
 
 def run_trial(config: Config, *, parent: str, commit: str, tell: Tell) -> None:
@@ -41,7 +37,7 @@ def run_trial(config: Config, *, parent: str, commit: str, tell: Tell) -> None:
     Raises what training raises, with one line for the user.
     """
     inputs = open_inputs(config)
-    with _claimed_at_last(config.run_folder):
+    with claimed_at_last(config.run_folder):
         recover_scores(config.run_folder)
         record = existing_record(config)
         if record is not None and finished(config) is not None:
@@ -68,6 +64,7 @@ def _fit(config: Config, inputs: Inputs, record: RunRecord, commit: str, tell: T
     writer = MetricWriter(record)
 
     def heard(values: Mapping[str, float], epoch: int) -> None:
+        writer.keep()  # whoever hears of the score may end this process at once
         add_score(config.run_folder, epoch, values[SCORE])
         _tell(config, epoch, tell)
 
@@ -88,19 +85,3 @@ def _alone(device: torch.device) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
-
-
-@contextmanager
-def _claimed_at_last(run_folder: Path) -> Iterator[None]:
-    """The folder, as soon as a process that outlived its killed study lets go of it."""
-    until = time.monotonic() + _PATIENCE_S
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(claimed(run_folder))
-                break
-            except TrainingError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(1)
-        yield
