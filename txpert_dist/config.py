@@ -409,8 +409,9 @@ class Train(Section):
     """Cells per optimiser step over all workers together: the result does not depend on their number."""
     accumulation: PositiveInt = 1
     """Parts a minibatch is taken in, one after the other, to save memory; each has its own batch norm."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in bfloat16 where it is safe; parameters stay fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32 multiplies matrices with 10 bits of mantissa, on GPUs that can, and is fp32 elsewhere; bf16
+    computes in bfloat16 where it is safe. Parameters stay fp32."""
     log_every: PositiveInt = 10
     """Steps between two metric records."""
     profile_steps: tuple[PositiveInt, PositiveInt] | None = None
@@ -448,9 +449,13 @@ class Cluster(Section):
     use_gpu: bool = False
     """One GPU for each worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well, 3 parameters too."""
+    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well, 3 parameters too. A lone
+    worker, with whom nobody shares, has no use for 1 and 2."""
     offload_optimizer: bool = False
     """Keep the optimiser's state, and take its steps, in the host's memory; with zero_stage 1 to 3."""
+    partition_nodes: bool = False
+    """Workers divide the graph's nodes, and exchange them layer by layer: for workers that NVLink connects.
+    A run of several workers says at its beginning what it takes with and without."""
     graph_service: bool = False
     """Serve the graphs inside the Ray cluster, once a node: for run folders on slow storage."""
     graph_cache: Path | None = None
@@ -462,6 +467,12 @@ class Cluster(Section):
     def _state_is_sharded_to_be_offloaded(self) -> "Cluster":
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_need_whole_parameters(self) -> "Cluster":
+        if self.partition_nodes and self.zero_stage == 3:
+            raise ValueError("partition_nodes needs whole parameters; choose zero_stage 0, 1 or 2")
         return self
 
     @property
@@ -505,6 +516,16 @@ class Config(Section):
             raise ValueError(
                 f"train.accumulation={self.train.accumulation} takes gradients of whole parameters, which "
                 "cluster.zero_stage=3 shards; choose zero_stage 2 or accumulation 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_are_layers_to_divide(self) -> "Config":
+        kind = self.model.perturbation.kind
+        if self.cluster.partition_nodes and kind in ("embedding", "hybrid_bmp"):
+            raise ValueError(
+                f"cluster.partition_nodes: model.perturbation.kind={kind} has no layers that workers could "
+                "divide; leave it out"
             )
         return self
 

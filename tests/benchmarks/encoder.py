@@ -11,16 +11,17 @@ added once, its gathers are ``index_select`` (faster backward than indexing), it
                 hub graphs of up to 20 edges a target, and the real graphs of TXPERT_SHARED_DATA; no dropout
     attention   one GATv2 and one pattern attention beside the time of as many plain gathers of rows as they
                 cannot do without (4 and 6 an edge), which an embedding bag shows
-    memory      what a process grows by, each encoder in one of its own
+    memory      what two steps take above the resident encoder, each in a process of its own, default malloc
 
 A case's setting runs in a process of its own; ours and the other's steps take turns there, medians are
 compared.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -303,10 +304,10 @@ def run_encoder(job: Job, real: str | None) -> Spent:
     if job.side != "both":
         encoder = ours if job.side == "ours" else with_pyg(ours)
         del ours
-        before = _peak_gib()
+        before = _settled_gib()
         step(encoder, d_PD)
         step(encoder, d_PD)
-        return Spent(_peak_gib() - before, 0.0)
+        return Spent(_memory_gib("VmHWM") - before, 0.0)
     other = with_pyg(ours)
     error = difference(ours, other, d_PD)
     return taking_turns(lambda: step(ours, d_PD), lambda: step(other, d_PD), job.seconds)._replace(
@@ -354,8 +355,18 @@ def run_attention(job: Job) -> list[Spent]:
     ]
 
 
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _settled_gib() -> float:
+    """What is resident once all that building needed is given back, its peak forgotten."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again
+    return _memory_gib("VmRSS")
+
+
+def _memory_gib(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith(key + ":"))
+    return int(kib) / 2**20
 
 
 def in_process(job: Job, real: str | None) -> list[Spent]:
@@ -409,7 +420,7 @@ def memory_cases(jobs: Sequence[Job], real: str | None) -> list[Case]:
     """Peak memory of both, where both finish."""
     cases = []
     for job in jobs:
-        sides = [in_process(job._replace(side=side), real) for side in ("ours", "PyG")]
+        sides = [in_process(job._replace(side=side, tuned=False), real) for side in ("ours", "PyG")]
         if all(sides):
             ours, other = (side[0].ours for side in sides)
             cases.append(Case(f"peak memory: {job.title}", ours, "GiB", "with PyG's attention", other))

@@ -3,16 +3,15 @@
     python -m tests.benchmarks.overhead [--quick] [--folder FOLDER] [--json FILE]
 
 The screen is simulated and as large as the K562 screen: 160,000 cells x 5,000 genes, four knowledge graphs of
-9,854 genes and up to 20 edges a target, minibatches of 256, the published presets, GAT
-on one of the graphs and Exphormer-MG on all. `txpert train` runs one
-epoch as a user starts it: Ray, one worker, DeepSpeed, MLflow in a SQLite file, cells from the store. The bare
-loop, in a process of its own just before and just after, takes minibatches that lie ready in memory through
-forward, backward, clipping and AdamW, with the same exact cuts to the nodes that a minibatch needs. Both have
-all cores.
+9,854 genes and up to 20 edges a target, minibatches of 256, the published presets, GAT on one of the graphs
+and Exphormer-MG on all. `txpert train` runs as a user starts it, and is told to stop after 150 steps: Ray,
+one worker, DeepSpeed, MLflow in a SQLite file, cells from the store. The bare loop, in a process of its own
+just before and just after, takes minibatches that lie ready in memory through forward, backward, clipping and
+AdamW, with the same exact cuts to the nodes that a minibatch needs. Both have all cores.
 
     step          median seconds between two records of the run, over the steps between them; goal: 1.05 times
                   the bare loop's
-    data wait     share of the step in which it waits for the loader; goal: 3 %
+    waiting       for the loader in a step (goal: 3 % of it), and for one checkpoint
 """
 
 import argparse
@@ -32,14 +31,13 @@ import pyarrow as pa
 import pyarrow.csv
 import torch
 import yaml
-from mlflow.tracking import MlflowClient
 
 from graph_store.build import build
 from graph_store.config import load as load_recipe
 from tests.benchmarks.encoder import hub_graph
 from tests.benchmarks.record import Case, write
+from tests.benchmarks.short_run import LOG_EVERY, short_run
 from tests.benchmarks.training import merged
-from tests.journey import txpert
 from txpert_dist import config_file
 from txpert_dist.config import Config
 from txpert_dist.ingest.config import IngestConfig
@@ -53,7 +51,6 @@ from txpert_dist.simulate.run import simulate
 from txpert_dist.train.batch import dense_batch, resident_controls
 from txpert_dist.train.inputs import embedding_key, open_inputs
 from txpert_dist.train.needed import depths_in_training, needed_by, placed
-from txpert_dist.train.tracking import read_run_record
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = {"gat": 1, "exphormer_mg": 4}
@@ -62,8 +59,6 @@ NODES, GRAPHS = 9_854, 4
 MINIBATCH = 256
 READY = 16
 """Minibatches that the bare loop has in memory."""
-WARM_RECORDS = 2
-"""First records of a run that are left out."""
 
 
 class Size(NamedTuple):
@@ -74,24 +69,17 @@ class Size(NamedTuple):
     perturbations: int
     nodes: int
     bare_steps: int
+    steps: int
+    """After which the run is told to stop."""
 
 
-FULL = Size(160_000, 5_000, 1_000, NODES, 40)
-QUICK = Size(30_000, 2_000, 200, 3_000, 10)
-
-
-class Steps(NamedTuple):
-    """What a run's records say: medians over them."""
-
-    seconds: float
-    waited: float
-    """Seconds of a step in which it waits for cells."""
-    cells_per_s: float
-    records: int
+FULL = Size(160_000, 5_000, 1_000, NODES, 40, 150)
+QUICK = Size(30_000, 2_000, 200, 3_000, 10, 60)
 
 
 def prepare(size: Size, folder: Path) -> Path:
     """The configuration that both train from; what is already there is used again."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = folder / "run.yaml"
     if config.exists():
         return config
@@ -133,13 +121,13 @@ def write_graphs(screen: Path, num_nodes: int, folder: Path) -> Path:
 
 
 def config_of(preset: str, base: Path, folder: Path) -> Config:
-    """The preset on the screen; one epoch."""
+    """The preset on the screen."""
     use = [f"graph_{number}" for number in range(PRESETS[preset])]
     tree = merged(
         yaml.safe_load((ROOT / "jobs" / "configs" / f"{preset}.yaml").read_text(encoding="utf-8")),
         yaml.safe_load(base.read_text(encoding="utf-8")),
         {"name": preset, "output": str(folder / "runs"), "graph": {"use": use}},
-        {"train": {"epochs": 1, "minibatch_size": MINIBATCH, "log_every": 5}},
+        {"train": {"epochs": 1, "minibatch_size": MINIBATCH, "log_every": LOG_EVERY}},
         {"cluster": {"num_workers": 1, "cpus_per_worker": os.cpu_count() or 1}},
     )
     return Config.model_validate(tree)
@@ -201,32 +189,21 @@ def bare_in_process(config: Path, num_steps: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def trained(config: Path, folder: Path) -> Steps:
-    """One epoch by the command, and what its records in MLflow say."""
-    txpert("train", config)
-    record = read_run_record(folder)
-    client = MlflowClient(record.tracking_uri)
-
-    def history(name: str) -> list[float]:
-        found = sorted(client.get_metric_history(record.run_id, name), key=lambda metric: metric.step)
-        return [metric.value for metric in found][WARM_RECORDS:]
-
-    rates = history("train/cells_per_s")
-    return Steps(MINIBATCH / median(rates), mean(history("time/data_wait_s")), median(rates), len(rates))
-
-
 def cases_of(preset: str, base: Path, size: Size, folder: Path) -> list[Case]:
     """The bare loop, the command, the bare loop again."""
     config = config_of(preset, base, folder)
     file = folder / f"{preset}.yaml"
     file.write_text(config_file.dump(config), encoding="utf-8")
     before = bare_in_process(file, size.bare_steps)
-    steps = trained(file, config.run_folder)
+    metrics = short_run(file, config.run_folder, size.steps).metrics
     reference = mean([before, bare_in_process(file, size.bare_steps)])
+    rate, waited = median(metrics["train/cells_per_s"]), mean(metrics["time/data_wait_s"])
+    step, saved = MINIBATCH / rate, max(metrics["time/checkpoint_s"])
     return [
-        Case(f"{preset}: step of txpert train", steps.seconds, "s", "bare torch loop", reference),
-        Case(f"{preset}: waiting for cells", steps.waited, "s a step", "the step", steps.seconds),
-        Case(f"{preset}: rate of txpert train", steps.cells_per_s, "cells/s", "bare", MINIBATCH / reference),
+        Case(f"{preset}: step of txpert train", step, "s", "bare torch loop", reference),
+        Case(f"{preset}: waiting for cells", waited, "s a step", "the step", step),
+        Case(f"{preset}: waiting for a checkpoint", saved, "s a checkpoint", "the step", step),
+        Case(f"{preset}: rate of txpert train", rate, "cells/s", "bare", MINIBATCH / reference),
     ]
 
 
@@ -244,10 +221,9 @@ def main() -> None:
     size, cases = QUICK if options.quick else FULL, []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
         base = prepare(size, folder)
         for preset in list(PRESETS)[: 1 if options.quick else None]:
-            for case in cases_of(preset, base, size, folder):
+            for case in cases_of(preset, base, size, Path(temporary)):
                 cases.append(case)
                 print(f"{case.name}: {case.value:.4g} {case.unit}; {case.reference}", end=" ")
                 print(f"{case.reference_value:.4g} (ratio {case.ratio:.3f})", flush=True)

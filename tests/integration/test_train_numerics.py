@@ -95,6 +95,66 @@ def test_two_workers_take_the_steps_of_one(one_worker, two_workers):
     assert losses[1] > 1.2 * losses[EPOCHS * STEPS_PER_EPOCH]
 
 
+@pytest.mark.parametrize(
+    ("stage", "norm", "perturbation"),
+    [
+        (0, "batch", {}),
+        (2, "layer", {}),
+        (1, "batch", {"kind": "exphormer_mg", "layers": 2, "hidden": 8, "heads": 2}),
+    ],
+)
+def test_workers_that_divide_the_nodes_take_the_same_steps(inputs, tmp_path, stage, norm, perturbation):
+    perturbation = {"kind": "gat", "layers": 2, "node_features": 8, "hidden": 4} | perturbation
+    if perturbation["kind"] != "gat":
+        del perturbation["node_features"]
+    found = []
+    for divided in (False, True):
+        sections = {
+            "model": {"perturbation": perturbation | {"norm": norm}},
+            "cluster": {"zero_stage": stage, "partition_nodes": divided},
+        }
+        first, second = run(train, 2, inputs, tmp_path / str(divided), sections, STEPS_PER_EPOCH + 4)
+        assert first[:2] == second[:2]
+        found.append(first)
+    (whole, scores, _), (shared, their_scores, _) = found
+    assert [*shared] == [*whole] == list(range(1, STEPS_PER_EPOCH + 5))
+    assert [*shared.values()] == pytest.approx([*whole.values()], rel=1e-5)
+    assert their_scores == pytest.approx(scores, abs=1e-4)
+
+
+def told(_rank, world, inputs, output):
+    """What is said, and measured, of step 0: of a run's first start, and of the second."""
+    from txpert_dist.train.inputs import open_inputs
+    from txpert_dist.train.loop import fit
+    from txpert_dist.train.run import Hooks
+
+    config = configuration(inputs, output, cluster={"num_workers": world})
+    found = []
+    for steps in (1, 2):
+        lines, metrics = [], {}
+        hooks = Hooks(
+            progress=lambda line, *_, lines=lines: lines.append(line),
+            metrics=lambda values, step, metrics=metrics: metrics.update(values if step == 0 else {}),
+            epoch=lambda *_: None,
+        )
+        fit(config, open_inputs(config), device=torch.device("cpu"), hooks=hooks, max_steps=steps)
+        found.append((lines, metrics))
+    return found
+
+
+def test_a_run_of_several_workers_says_what_dividing_the_nodes_would_take(inputs, tmp_path):
+    (first, second), _ = run(told, 2, inputs, tmp_path / "two")
+    lines, metrics = first
+    times = [metrics["graph/whole_s"], metrics["graph/divided_s"]]
+    assert all(seconds > 0 for seconds in times)
+    (line,) = [line for line in lines if line.startswith("graph: ")]
+    assert all(f"{seconds:.3g} s" in line for seconds in times)
+    assert ("does not pay" in line) == (times[1] >= times[0])
+    assert not any(line.startswith("graph: ") for line in second[0])  # it goes on
+    ((alone, _),) = run(told, 1, inputs, tmp_path / "one")
+    assert not any(line.startswith("graph: ") for line in alone[0])
+
+
 def test_resume_within_an_epoch_is_bitwise_the_uninterrupted_run(inputs, two_workers, tmp_path):
     (losses, scores, _), *_ = two_workers[0]
     middle = 2 * STEPS_PER_EPOCH + 4
@@ -236,6 +296,13 @@ def test_bf16_trains(inputs, tmp_path, one_worker):
     exact = {step: one_worker[0][0][step] for step in range(1, 11)}
     assert losses == {step: pytest.approx(loss, rel=3e-2) for step, loss in exact.items()}
     assert losses != exact
+
+
+def test_tf32_is_fp32_on_a_cpu(inputs, tmp_path, one_worker):
+    ((losses, *_),) = run(
+        train, 1, inputs, tmp_path, {"train": {"precision": "tf32"}, "cluster": {"zero_stage": 0}}, 10
+    )
+    assert losses == {step: one_worker[0][0][step] for step in range(1, 11)}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

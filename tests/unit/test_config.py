@@ -112,6 +112,14 @@ def test_flatten_has_every_leaf_once(file: Path) -> None:
         (["model.perturbation={kind: gcn, skip: sum, hidden: 100}"], ["node_features=128", "sum_learned"]),
         (["model.perturbation={skip: sum, hidden: 96, heads: 1}"], ["node_features=128", "layer of 96"]),
         (["model.basal.kind=identity", "model.decoder.activation=softplus"], ["identity", "softplus"]),
+        (
+            ["cluster.partition_nodes=true", "cluster.zero_stage=3"],
+            ["partition_nodes", "zero_stage 0, 1 or 2"],
+        ),
+        (
+            ["cluster.partition_nodes=true", "model.perturbation.kind=hybrid_bmp"],
+            ["cluster.partition_nodes", "kind=hybrid_bmp has no layers"],
+        ),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(

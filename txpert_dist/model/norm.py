@@ -44,21 +44,23 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_variance", torch.ones(width))
 
-    def forward(self, x_BN: Tensor) -> Tensor:
+    def forward(self, x_BN: Tensor, reduce: Reduce | None = None) -> Tensor:
         """``x_BN`` normalised: with the minibatch's statistics in training, the running ones otherwise.
 
-        The result is single precision or better. A single row over all workers normalises to the bias.
+        ``reduce`` is for this call, in place of the module's own. The result is single precision or better. A
+        single row over all workers normalises to the bias.
         """
         with torch.autocast(x_BN.device.type, enabled=False):
             wide_BN = x_BN.to(torch.promote_types(x_BN.dtype, torch.float32))
             if not self.training:
                 return self._scale(wide_BN - self.running_mean, self.running_variance)
+            reduce = reduce or self.reduce
             local = wide_BN.new_full((1,), len(wide_BN))
-            sums_N = self.reduce(torch.cat([wide_BN.sum(0), local]))
+            sums_N = reduce(torch.cat([wide_BN.sum(0), local]))
             count = sums_N[-1].detach()
             mean_N = sums_N[:-1] / count
             centred_BN = wide_BN - mean_N
-            squares_N = self.reduce((centred_BN * centred_BN).sum(0))
+            squares_N = reduce((centred_BN * centred_BN).sum(0))
             self._remember(mean_N.detach(), squares_N.detach(), count)
             return self._scale(centred_BN, squares_N / count)
 

@@ -20,7 +20,7 @@ from txpert_dist import config
 from txpert_dist.model.basal import BasalState, IdentityBasal, PerceptronBasal, VariationalBasal, build_basal
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.build import build_encoder
-from txpert_dist.model.encoders.reach import Reach
+from txpert_dist.model.encoders.reach import Cut, Reach, Workers
 from txpert_dist.model.fusion import build_fusion
 from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import Reduce, identity
@@ -77,6 +77,14 @@ class TxPert(nn.Module):
     def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
         """What the embeddings of the nodes ``rows``, which ascend, are made of, so many layers cut."""
         found: tuple[Reach, ...] = self.perturbation.reaches(rows, depths)  # type: ignore[operator]
+        return found
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """One worker's part of the encoder's layers that work on all the nodes, as ``reaches`` are many.
+
+        None where they cannot be divided.
+        """
+        found: tuple[Cut | None, ...] = self.perturbation.shares(workers)  # type: ignore[operator]
         return found
 
     def decode(

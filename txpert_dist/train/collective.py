@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 
 def world_size() -> int:
@@ -46,6 +47,41 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
         return tensor
     summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
+
+
+class _RowsOfAll(torch.autograd.Function):
+    """Every rank's rows, one rank's after the other's; dx = the sum over ranks of this rank's rows of dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TN: Tensor, lengths: Sequence[int]) -> Tensor:
+        ctx.lengths = lengths
+        longest = max(lengths)  # ranks exchange equally many rows, which every backend can
+        each = [x_TN.new_empty(longest, x_TN.shape[1]) for _ in lengths]
+        dist.all_gather(each, _padded(x_TN, longest))
+        return torch.cat([rows[:length] for rows, length in zip(each, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        lengths = ctx.lengths
+        each = [_padded(rows, max(lengths)) for rows in torch.split(gradients[0], lengths)]
+        own = torch.empty_like(each[0])
+        dist.reduce_scatter(own, each)
+        return own[: lengths[rank()]], None
+
+
+def _padded(x_TN: Tensor, length: int) -> Tensor:
+    return functional.pad(x_TN, (0, 0, 0, length - len(x_TN))).contiguous()
+
+
+def rows_of_all_ranks(x_TN: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(sum of lengths, N): the rows of all ranks in their order, of which this one has ``x_TN``.
+
+    ``lengths`` are every rank's numbers of rows. Differentiable: the gradient is summed over ranks.
+    """
+    if world_size() == 1:
+        return x_TN
+    gathered: Tensor = _RowsOfAll.apply(x_TN, list(lengths))  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def sum_in_place(tensor: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Engine:
     deepspeed: Any
     adamw: torch.optim.AdamW
     stage: int
-    """ZeRO stage: 0 to 3."""
+    """ZeRO stage that DeepSpeed runs: 0 to 3."""
     device_type: str
     bf16: bool
     """Whether DeepSpeed runs the forward under autocast."""
@@ -91,6 +91,8 @@ def build_engine(
     (ZeRO copies them) and call ``restore_optimiser_state`` after it.
     """
     _quieten(device)
+    # of the whole process, which trains one run: gradients are taken where no context reaches
+    torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
     optimiser = config.optimiser
     adamw = torch.optim.AdamW(
         _trained(model).values(), lr=optimiser.learning_rate, weight_decay=optimiser.weight_decay, fused=True
@@ -106,9 +108,7 @@ def build_engine(
         lr_scheduler=scheduler,
         config=deepspeed_settings(config, micro_batch=config.train.minibatch_size // world_size()),
     )
-    return Engine(
-        engine, adamw, config.cluster.zero_stage, device.type, bf16=config.train.precision == "bf16"
-    )
+    return Engine(engine, adamw, _stage(config), device.type, bf16=config.train.precision == "bf16")
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:
@@ -179,10 +179,16 @@ def restore_optimiser_state(engine: Engine, state: Mapping[str, Tensor], *, step
 
 
 def _zero_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {"stage": config.cluster.zero_stage}
+    settings: dict[str, Any] = {"stage": _stage(config)}
     if config.cluster.offload_optimizer:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.use_gpu}
     return settings
+
+
+def _stage(config: Config) -> int:
+    """ZeRO's stage: 0 where a lone worker would only copy its parameters and gradients to and fro."""
+    stage = config.cluster.zero_stage
+    return 0 if world_size() == 1 and stage < 3 and not config.cluster.offload_optimizer else stage
 
 
 def _quieten(device: torch.device) -> None:

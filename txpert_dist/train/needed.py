@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from txpert_dist.minibatch import Minibatch
-from txpert_dist.model.encoders.reach import Reach
+from txpert_dist.model.encoders.reach import Cut, Reach
 from txpert_dist.model.txpert import TxPert
 from txpert_dist.train.inputs import Inputs
+
+Shares = tuple[Cut | None, ...]
+"""A rank's part of what all ranks have to do, one for each of the encoder's stacks of layers."""
 
 
 class Needed(NamedTuple):
@@ -32,20 +35,34 @@ def depths_in_training(model: TxPert, inputs: Inputs, *, cells: int, seed: int) 
     The same on every rank and in every step: ZeRO 2 exchanges gradients in the order in which they come, so
     the ranks' operations must not differ.
     """
+    return model.depths(_rows(drawn_nodes(inputs, cells=cells, seed=seed)))
+
+
+def drawn_nodes(inputs: Inputs, *, cells: int, seed: int) -> NDArray[np.int32]:
+    """(cells, M) the perturbed nodes of so many training cells, the same on every rank."""
     drawn = np.random.default_rng(seed).choice(inputs.training, cells)
-    return model.depths(_rows(inputs.nodes_RM[inputs.store.perturbation[drawn]]))
+    nodes_RM: NDArray[np.int32] = inputs.nodes_RM[inputs.store.perturbation[drawn]]
+    return nodes_RM
 
 
-def needed_by(model: TxPert, nodes_RM: NDArray[np.int32], depths: Sequence[int]) -> Needed:
-    """What ``model`` works on for the nodes ``nodes_RM``, -1 being none; so many layers cut."""
+def needed_by(
+    model: TxPert, nodes_RM: NDArray[np.int32], depths: Sequence[int], shares: Shares = ()
+) -> Needed:
+    """What ``model`` works on for the nodes ``nodes_RM``, -1 being none; so many layers cut.
+
+    Of the layers that are not cut this rank does ``shares``, everything when there are none.
+    """
     rows = _rows(nodes_RM)
-    return Needed(rows, model.reaches(rows, depths))
+    reaches = model.reaches(rows, depths)
+    if shares:
+        reaches = tuple(reach._replace(share=share) for reach, share in zip(reaches, shares, strict=True))
+    return Needed(rows, reaches)
 
 
-def needed_in_training(model: TxPert, inputs: Inputs) -> Needed:
+def needed_in_training(model: TxPert, inputs: Inputs, shares: Shares = ()) -> Needed:
     """What all training cells need: shapes that no step changes, for devices that want those."""
     nodes_RM = inputs.nodes_RM[np.unique(inputs.store.perturbation[inputs.training])]
-    return needed_by(model, nodes_RM, model.depths(_rows(nodes_RM)))
+    return needed_by(model, nodes_RM, model.depths(_rows(nodes_RM)), shares)
 
 
 def placed(minibatch: Minibatch, needed: Needed) -> Minibatch:

@@ -24,8 +24,16 @@ from txpert_dist.train.batch import Controls, resident_controls
 from txpert_dist.train.checkpoint import SCORE, RunState
 from txpert_dist.train.collective import broadcast_text, rank, sum_over_ranks, world_size
 from txpert_dist.train.conditions import ContextControls, context_controls
+from txpert_dist.train.division import Times, measured, shares_of
 from txpert_dist.train.inputs import Inputs, embedding_key
-from txpert_dist.train.needed import Needed, depths_in_training, needed_in_training
+from txpert_dist.train.needed import (
+    Needed,
+    Shares,
+    depths_in_training,
+    drawn_nodes,
+    needed_by,
+    needed_in_training,
+)
 from txpert_dist.train.profiler import StepProfiler
 from txpert_dist.train.stopwatch import Stopwatch
 
@@ -83,6 +91,8 @@ class Run:
     profiler: StepProfiler
     depths: tuple[int, ...]
     """How many of the encoder's last layers each step leaves nodes out of."""
+    shares: Shares
+    """This rank's part of the others; empty where every rank does all of them."""
     needed: Needed | None
     """Nodes whose embeddings any training cell needs; None where each minibatch's are worked out."""
 
@@ -149,6 +159,11 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
     depths = depths_in_training(model, inputs, cells=share, seed=config.seed)
     if config.cluster.zero_stage == 3:  # which takes away parameters that cut layers use parts of
         depths = (0,) * len(depths)
+    shares = () if world_size() == 1 or built.stage == 3 else shares_of(model)
+    if start.state is None and any(shares):
+        drawn = needed_by(model, drawn_nodes(inputs, cells=share, seed=config.seed), depths)
+        _tell_times(measured(built, model, drawn, shares), hooks)
+    shares = shares if config.cluster.partition_nodes else ()
     return Run(
         *(config, inputs, model, built, loader, controls, starts, device, hooks, Stopwatch(device)),
         profiler=StepProfiler(
@@ -158,8 +173,15 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
             done=hooks.artefact,
         ),
         depths=depths,
-        needed=None if device.type == "cpu" else needed_in_training(model, inputs),
+        shares=shares,
+        needed=None if device.type == "cpu" else needed_in_training(model, inputs, shares),
     )
+
+
+def _tell_times(times: Times, hooks: Hooks) -> None:
+    """News and metrics of step 0: what the embeddings take either way."""
+    hooks.progress(str(times), 0, 0)
+    hooks.metrics({"graph/whole_s": times.whole, "graph/divided_s": times.divided}, 0)
 
 
 def _tell_size(model: TxPert, hooks: Hooks) -> None:

@@ -64,7 +64,7 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> bool:
     with run.watch.lap("data_wait", measured=measured):
         minibatch = next(minibatches)
     with run.watch.lap("reach", measured=measured):
-        needed = run.needed or needed_by(run.model, minibatch.perturbations_BM, run.depths)
+        needed = run.needed or needed_by(run.model, minibatch.perturbations_BM, run.depths, run.shares)
         minibatch = placed(minibatch, needed)
     with run.watch.lap("to_device", measured=measured):
         batch = dense_batch(minibatch, run.controls, device=run.device)

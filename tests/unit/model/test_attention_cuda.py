@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.nn import GATConv, GATv2Conv
 
+from tests.unit.model.encoders.random_graphs import graph_input
 from tests.unit.model.test_attention_cpu import (
     HEADS,
     KINDS,
@@ -27,6 +28,7 @@ from tests.unit.model.test_attention_cpu import (
     numbers,
     relative_errors,
 )
+from txpert_dist import config
 from txpert_dist.model.attention.aggregate import edge_ends, edge_softmax, edge_sum
 from txpert_dist.model.attention.backend import Backend
 from txpert_dist.model.attention.edges import Edges, EdgeTable
@@ -35,6 +37,7 @@ from txpert_dist.model.attention.gatv2 import gatv2_attention
 from txpert_dist.model.attention.pattern import EdgeTerms, pattern_attention
 from txpert_dist.model.attention.pattern_edges import PatternEdges, PatternTable
 from txpert_dist.model.attention.virtual_rows import pieces_of, virtual_rows, with_slots
+from txpert_dist.model.encoders.build import build_encoder
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -298,6 +301,24 @@ def test_the_same_bit_for_bit_each_time_and_out_of_a_cuda_graph(kind):
     for one, other, replayed in zip(first, second, held, strict=True):
         assert torch.equal(one, other)
         assert torch.equal(one, replayed)
+
+
+@on_a_gpu
+def test_embeddings_in_tf32_and_bf16_are_as_near_as_their_mantissas():
+    torch.manual_seed(0)
+    options = config.Gat(layers=3, node_features=128, hidden=64)
+    encoder = build_encoder(options, graph_input(3000, 60_000, num_graphs=1, seed=0), latent=64).to(DEVICE)
+    exact = encoder().detach()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        tf32 = encoder().detach()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.autocast("cuda", torch.bfloat16):
+        bf16 = encoder().detach().float()
+    errors = [((one - exact).norm() / exact.norm()).item() for one in (tf32, bf16)]
+    assert 0 < errors[0] < 3e-3
+    assert errors[0] < errors[1] < 3e-2
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from txpert_dist.model.attention import cpu, cuda
 from txpert_dist.model.attention.backend import Backend, kernels_for
-from txpert_dist.model.attention.edges import EdgeTable, row_blocks
+from txpert_dist.model.attention.edges import EdgeTable, check_shape, row_blocks
 
 _BLOCK_ELEMENTS = 1 << 18
 """Numbers in a block's [edges, H, N] arrays: 1 MiB in single precision, about a core's second-level cache."""
@@ -27,8 +27,11 @@ _BLOCK_ELEMENTS = 1 << 18
 def weighted_sum(weight_EH: Tensor, x_SHN: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
     """(T, H, N): for every target the sum over its edges of weight times the source's vector.
 
-    Differentiable once in both. Targets without edges get zero. The result has the dtype of ``x_SHN``.
+    Differentiable once in both. Targets without edges get zero. The result has the dtype of ``x_SHN``. Raises
+    ``ValueError`` for a shape that does not fit the edges, as all of these do.
     """
+    check_shape("weights", weight_EH, len(edges.source), x_SHN.shape[1])
+    check_shape("sources", x_SHN, len(edges.source_indptr) - 1, *x_SHN.shape[1:])
     wide = torch.promote_types(torch.promote_types(weight_EH.dtype, x_SHN.dtype), torch.float32)
     kernels = kernels_for(backend, x_SHN.new_empty(0, dtype=wide))
     if kernels == "cuda":
@@ -45,6 +48,7 @@ def edge_softmax(score_EH: Tensor, edges: EdgeTable, *, backend: Backend = "auto
 
     Differentiable once.
     """
+    check_shape("scores", score_EH, len(edges.source), score_EH.shape[1])
     score_EH = score_EH.to(torch.promote_types(score_EH.dtype, torch.float32))
     kernels = kernels_for(backend, score_EH)
     if kernels == "cuda":
@@ -57,6 +61,9 @@ def edge_softmax(score_EH: Tensor, edges: EdgeTable, *, backend: Backend = "auto
 
 def edge_ends(source_SH: Tensor, target_TH: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -> Tensor:
     """(E, H): for every edge its source's numbers plus its target's. Differentiable once."""
+    heads = source_SH.shape[1]
+    check_shape("sources", source_SH, len(edges.source_indptr) - 1, heads)
+    check_shape("targets", target_TH, len(edges.host_indptr) - 1, heads)
     kernels = kernels_for(backend, source_SH)
     if kernels == "cuda":
         return cuda.edge_ends(source_SH, target_TH, edges)
@@ -70,6 +77,7 @@ def edge_sum(value_EN: Tensor, edges: EdgeTable, *, backend: Backend = "auto") -
 
     Differentiable once. Targets without edges get zero.
     """
+    check_shape("values", value_EN, len(edges.source), value_EN.shape[1])
     value_EN = value_EN.to(torch.promote_types(value_EN.dtype, torch.float32))
     kernels = kernels_for(backend, value_EN)
     if kernels == "cuda":

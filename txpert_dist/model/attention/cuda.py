@@ -40,45 +40,30 @@ def gatv2(
     x_SHN: Tensor, y_THN: Tensor, a_HN: Tensor, projection_KHN: Tensor | None, given: Gatv2Given
 ) -> Tensor:
     """(T, H, N): see ``gatv2.gatv2_attention``."""
-    edges, (heads, width) = given.edges, a_HN.shape
-    _check("sources", x_SHN, len(edges.source_indptr) - 1, heads, width)
-    _check("targets", y_THN, len(edges.host_indptr) - 1, heads, width)
-    if given.feature_EK is not None and projection_KHN is not None:
-        _check("projection", projection_KHN, len(projection_KHN), heads, width)
-        _check("features", given.feature_EK, len(edges.source), len(projection_KHN))
-    if given.keep_EH is not None:
-        _check("multipliers", given.keep_EH, len(edges.source), heads)
     out_THN: Tensor = _Gatv2.apply(x_SHN, y_THN, a_HN, projection_KHN, given)  # type: ignore[no-untyped-call]
     return out_THN
 
 
 def weighted_sum(weight_EH: Tensor, x_SHN: Tensor, edges: EdgeTable) -> Tensor:
     """(T, H, N): see ``aggregate.weighted_sum``."""
-    _check("weights", weight_EH, len(edges.source), x_SHN.shape[1])
-    _check("sources", x_SHN, len(edges.source_indptr) - 1, *x_SHN.shape[1:])
     out_THN: Tensor = _WeightedSum.apply(weight_EH, x_SHN, edges)  # type: ignore[no-untyped-call]
     return out_THN
 
 
 def edge_softmax(score_EH: Tensor, edges: EdgeTable) -> Tensor:
     """(E, H): see ``aggregate.edge_softmax``."""
-    _check("scores", score_EH, len(edges.source), score_EH.shape[1])
     weight_EH: Tensor = _EdgeSoftmax.apply(score_EH, edges)  # type: ignore[no-untyped-call]
     return weight_EH
 
 
 def edge_ends(source_SH: Tensor, target_TH: Tensor, edges: EdgeTable) -> Tensor:
     """(E, H): see ``aggregate.edge_ends``."""
-    heads = source_SH.shape[1]
-    _check("sources", source_SH, len(edges.source_indptr) - 1, heads)
-    _check("targets", target_TH, len(edges.host_indptr) - 1, heads)
     sum_EH: Tensor = _EdgeEnds.apply(source_SH, target_TH, edges)  # type: ignore[no-untyped-call]
     return sum_EH
 
 
 def edge_sum(value_EN: Tensor, edges: EdgeTable) -> Tensor:
     """(T, N): see ``aggregate.edge_sum``."""
-    _check("values", value_EN, len(edges.source), value_EN.shape[1])
     sum_TN: Tensor = _EdgeSum.apply(value_EN, edges)  # type: ignore[no-untyped-call]
     return sum_TN
 
@@ -90,26 +75,10 @@ def pattern(tensors: Sequence[Tensor | None], edges: PatternTable, limits: tuple
     """
     *given, gate_RHN = tensors
     query_THN, key_SHN, value_SHN, feature_RHN, bias_RH = (x for x in given if x is not None)
-    shape = query_THN.shape[1:]
-    num_sources = len(edges.by_source.node_indptr) - 1
-    num_patterns = max(len(feature_RHN), len(edges.slot_indptr) - 1)
-    _check("targets", query_THN, len(edges.by_target.node_indptr) - 1, *shape)
-    _check("keys", key_SHN, num_sources, *shape)
-    _check("values", value_SHN, num_sources, *shape)
-    _check("features", feature_RHN, num_patterns, *shape)
-    _check("biases", bias_RH, num_patterns, shape[0])
-    if gate_RHN is not None:
-        _check("gates", gate_RHN, num_patterns, *shape)
     out_THN: Tensor = _Pattern.apply(  # type: ignore[no-untyped-call]
         query_THN, key_SHN, value_SHN, feature_RHN, bias_RH, gate_RHN, edges, limits
     )
     return out_THN
-
-
-def _check(what: str, x: Tensor, *shape: int) -> None:
-    """The kernels trust that all that they read is there."""
-    if x.shape != shape:
-        raise ValueError(f"{what} of shape {tuple(x.shape)} where {shape} fits the edges")
 
 
 class _Gatv2(torch.autograd.Function):

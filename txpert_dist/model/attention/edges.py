@@ -209,6 +209,12 @@ def with_self_loops(edges: EdgeList, num_nodes: int) -> EdgeList:
     return EdgeList(edges_2E[:, order], weight_EK[order])
 
 
+def check_shape(what: str, x: Tensor, *shape: int) -> None:
+    """Raise ``ValueError`` unless ``x`` has the shape that fits the edges, which kernels trust."""
+    if x.shape != shape:
+        raise ValueError(f"{what} of shape {tuple(x.shape)} where {shape} fits the edges")
+
+
 def row_blocks(indptr: NDArray[np.int64], max_edges: int) -> Iterator[tuple[slice, slice]]:
     """Consecutive targets and their edges: at most ``max_edges`` edges a block, or one target with more."""
     row, num_rows = 0, len(indptr) - 1

@@ -26,7 +26,7 @@ from torch.nn import functional
 from txpert_dist.model.attention import cpu, cuda
 from txpert_dist.model.attention.aggregate import block_edges, segment_softmax_, sum_rows
 from txpert_dist.model.attention.backend import Backend, kernels_for
-from txpert_dist.model.attention.edges import EdgeTable, row_blocks
+from txpert_dist.model.attention.edges import EdgeTable, check_shape, row_blocks
 
 
 def gatv2_attention(
@@ -45,8 +45,9 @@ def gatv2_attention(
     ``source_SHN`` and ``target_THN`` are the two projections of the nodes, each of those that it is for,
     ``attention_HN`` the vectors a, ``features`` the edges' features f, (E, K), and their projection W_e,
     (K, H, N), ``keep_EH`` the multipliers m. Differentiable once in all but f and m. The result has the dtype
-    of ``source_SHN``.
+    of ``source_SHN``. Raises ``ValueError`` for a shape that does not fit the edges.
     """
+    _check_shapes(source_SHN, target_THN, attention_HN, edges, features, keep_EH)
     wide = torch.promote_types(source_SHN.dtype, torch.float32)
     kernels = kernels_for(backend, source_SHN.new_empty(0, dtype=wide))
     feature_EK, projection_KHN = (None, None) if features is None else features
@@ -63,6 +64,25 @@ def gatv2_attention(
         return cpu.gatv2(x_SHN, y_THN, a_HN, projection_KHN, given).to(source_SHN.dtype)
     out_THN: Tensor = _Gatv2.apply(x_SHN, y_THN, a_HN, projection_KHN, given)  # type: ignore[no-untyped-call]
     return out_THN.to(source_SHN.dtype)
+
+
+def _check_shapes(
+    source_SHN: Tensor,
+    target_THN: Tensor,
+    attention_HN: Tensor,
+    edges: EdgeTable,
+    features: tuple[Tensor, Tensor] | None,
+    keep_EH: Tensor | None,
+) -> None:
+    num_edges, shape = len(edges.source), attention_HN.shape
+    check_shape("sources", source_SHN, len(edges.source_indptr) - 1, *shape)
+    check_shape("targets", target_THN, len(edges.host_indptr) - 1, *shape)
+    if features is not None:
+        feature_EK, projection_KHN = features
+        check_shape("projection", projection_KHN, len(projection_KHN), *shape)
+        check_shape("features", feature_EK, num_edges, len(projection_KHN))
+    if keep_EH is not None:
+        check_shape("multipliers", keep_EH, num_edges, shape[0])
 
 
 class _Gatv2(torch.autograd.Function):

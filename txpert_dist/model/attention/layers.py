@@ -1,13 +1,14 @@
 """Layers of graph attention: GAT and GATv2 with PyTorch Geometric's parameters and initial weights.
 
 Enters: x_SN and the edges, the layer's own or some of them, by option with their weights as features. Leaves:
-(T, width), the heads side by side or their mean, plus a bias; over all its edges T and S are P. Invariants:
+(T, width), the heads side by side or their mean, plus a bias; over all its edges T and S are P. Where workers
+divide the nodes, x_TN enters and ``gather`` makes of the T sources' projections those of all S. Invariants:
 the graph is no part of the state that a checkpoint carries; dropout of attention weights is equal on every
 worker.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from txpert_dist.model.attention.gatv1 import gatv1_attention
 from txpert_dist.model.attention.gatv2 import gatv2_attention
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
+
+Gather = Callable[[Tensor], Tensor]
 
 
 class EdgeFeatures(nn.Module):
@@ -101,10 +104,16 @@ class Gatv2Layer(AttentionLayer):
         nn.init.xavier_uniform_(self.attention_HN)
         self.project_edges = self.edge_projection()
 
-    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+    def forward(
+        self,
+        x_SN: Tensor,
+        key: DropoutKey | None = None,
+        edges: EdgeTable | None = None,
+        gather: Gather | None = None,
+    ) -> Tensor:
         """(T, width of the output) from (S, width); ``edges`` are some of the layer's own."""
         edges = self.table if edges is None else edges
-        source_SN, target_TN = self._projections(x_SN, edges)
+        source_SN, target_TN = self._projections(x_SN, edges, gather)
         features = None
         if self.project_edges is not None:
             features = self.weights(edges), _by_head(self.project_edges.weight.T, self.shape_HN)
@@ -118,10 +127,11 @@ class Gatv2Layer(AttentionLayer):
         )
         return self.join_heads(out_THN)
 
-    def _projections(self, x_SN: Tensor, edges: EdgeTable) -> tuple[Tensor, ...]:
+    def _projections(self, x_SN: Tensor, edges: EdgeTable, gather: Gather | None) -> tuple[Tensor, Tensor]:
         """Of the sources and of the targets."""
-        if edges.rows is None:
-            return self.project(x_SN).chunk(2, dim=1)  # type: ignore[no-any-return]
+        if gather is not None or edges.rows is None:
+            source_SN, target_TN = self.project(x_SN).chunk(2, dim=1)
+            return source_SN if gather is None else gather(source_SN), target_TN
         halves = zip(self.project.weight.chunk(2), self.project.bias.chunk(2), strict=True)
         (source_RN, source_R), (target_RN, target_R) = halves
         x_TN = x_SN.index_select(0, edges.rows)
@@ -149,7 +159,13 @@ class Gatv1Layer(AttentionLayer):
             self.edge_HN = nn.Parameter(torch.empty(self.shape_HN))
             nn.init.xavier_uniform_(self.edge_HN)
 
-    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+    def forward(
+        self,
+        x_SN: Tensor,
+        key: DropoutKey | None = None,
+        edges: EdgeTable | None = None,
+        gather: Gather | None = None,
+    ) -> Tensor:
         """(T, width of the output) from (S, width); ``edges`` are some of the layer's own."""
         edges = self.table if edges is None else edges
         features = None
@@ -157,8 +173,9 @@ class Gatv1Layer(AttentionLayer):
             # the score is linear in the features: a_e . W_e f = (W_e^T a_e) . f
             projection_KHN = _by_head(self.project_edges.weight.T, self.shape_HN)
             features = self.weights(edges), (projection_KHN * self.edge_HN).sum(-1)
+        x_SN = self.project(x_SN)
         out_THN = gatv1_attention(
-            _by_head(self.project(x_SN), self.shape_HN),
+            _by_head(x_SN if gather is None else gather(x_SN), self.shape_HN),
             self.source_HN,
             self.target_HN,
             edges,

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from txpert_dist.model.attention import cpu, cuda
 from txpert_dist.model.attention.aggregate import block_edges, sum_rows
 from txpert_dist.model.attention.backend import Backend, kernels_for
-from txpert_dist.model.attention.edges import row_blocks
+from txpert_dist.model.attention.edges import check_shape, row_blocks
 from txpert_dist.model.attention.pattern_edges import Groups, PatternTable
 
 CLIP = 5.0
@@ -59,8 +59,10 @@ def pattern_attention(
 ) -> Tensor:
     """Weighted means (T, H, N) of ``value_SHN`` over each target's edges; zero without edges.
 
-    Differentiable once in all the tensors. The result has the dtype of ``value_SHN``.
+    Differentiable once in all the tensors. The result has the dtype of ``value_SHN``. Raises ``ValueError``
+    for a shape that does not fit the edges.
     """
+    _check_shapes(query_THN, key_SHN, value_SHN, terms, edges)
     wide = torch.promote_types(value_SHN.dtype, torch.float32)
     kernels = kernels_for(backend, value_SHN.new_empty(0, dtype=wide))
     if kernels == "cuda":
@@ -75,6 +77,20 @@ def pattern_attention(
         for head in range(value_SHN.shape[1])
     ]
     return torch.stack(out_HTN, 1).to(value_SHN.dtype)
+
+
+def _check_shapes(
+    query_THN: Tensor, key_SHN: Tensor, value_SHN: Tensor, terms: EdgeTerms, edges: PatternTable
+) -> None:
+    shape, num_sources = query_THN.shape[1:], len(edges.by_source.node_indptr) - 1
+    num_patterns = max(len(terms.feature_RHN), len(edges.slot_indptr) - 1)
+    check_shape("targets", query_THN, len(edges.by_target.node_indptr) - 1, *shape)
+    check_shape("keys", key_SHN, num_sources, *shape)
+    check_shape("values", value_SHN, num_sources, *shape)
+    check_shape("features", terms.feature_RHN, num_patterns, *shape)
+    check_shape("biases", terms.bias_RH, num_patterns, shape[0])
+    if terms.gate_RHN is not None:
+        check_shape("gates", terms.gate_RHN, num_patterns, *shape)
 
 
 class _Head(torch.autograd.Function):

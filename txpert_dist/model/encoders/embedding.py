@@ -15,7 +15,7 @@ from txpert_dist import config
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
-from txpert_dist.model.encoders.reach import Reach, only
+from txpert_dist.model.encoders.reach import Cut, Reach, Workers, only
 from txpert_dist.model.graph_input import GraphInput
 
 
@@ -38,6 +38,10 @@ class EmbeddingEncoder(nn.Module):
     def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
         """There are no layers to cut."""
         return (0,)
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """Nobody's: there are no layers to divide."""
+        return (None,)
 
     def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
         """The nodes ``rows`` themselves."""

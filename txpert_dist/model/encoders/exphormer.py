@@ -24,14 +24,25 @@ from torch.nn import functional
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
 from txpert_dist.model.attention.graph_dropout import graph_dropout
-from txpert_dist.model.attention.layers import EdgeFeatures, Gatv2Layer
+from txpert_dist.model.attention.layers import EdgeFeatures, Gather, Gatv2Layer
 from txpert_dist.model.attention.pattern import pattern_attention
 from txpert_dist.model.attention.pattern_edges import PatternEdges
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.edge_patterns import EdgePatterns, edge_patterns
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.pattern_features import EdgeMap, PatternFeatures
-from txpert_dist.model.encoders.reach import Cut, Reach, Tables, depth_of, reach_of
+from txpert_dist.model.encoders.reach import (
+    Cut,
+    Reach,
+    Tables,
+    Workers,
+    depth_of,
+    normalised,
+    own_rows,
+    reach_of,
+    rows_of_all,
+    share_of,
+)
 from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import norm_layer
 
@@ -70,14 +81,16 @@ class ExphormerEncoder(nn.Module):
         genes = torch.arange(self.num_genes, device=h_PN.device)
         (reach,) = reaches or (Reach(genes, genes, ()),)
         reach = reach if self._local else reach.uncut()
-        cuts = (*[None] * (len(self.layers) - len(reach.cuts)), *reach.cuts)
+        whole = len(self.layers) - len(reach.cuts)
         e_RN = self.edge_features()
-        for layer, cut in zip(self.layers, cuts, strict=True):
-            if cut is not None and cut is reach.cuts[0]:
-                h_PN = h_PN.index_select(0, reach.first)
+        if whole:
+            h_PN = own_rows(h_PN, reach.share)
+            for layer in self.layers[:whole]:
+                h_PN, e_RN = layer(h_PN, e_RN, self.edges, key, reach.share)
+            h_PN = rows_of_all(h_PN, reach.share)
+        h_PN = h_PN.index_select(0, reach.first)
+        for layer, cut in zip(self.layers[whole:], reach.cuts, strict=True):
             h_PN, e_RN = layer(h_PN, e_RN, self.edges, key, cut)
-        if not reach.cuts:
-            h_PN = h_PN.index_select(0, reach.rows)
         z_PD = functional.leaky_relu(self.last(h_PN), 0.01)
         return graph_dropout(z_PD, self.dropout, self.site, key, reach.rows)
 
@@ -89,6 +102,10 @@ class ExphormerEncoder(nn.Module):
         """What ``forward`` works on for the genes ``rows``, which ascend."""
         (depth,) = depths
         return (reach_of(self._tables, rows, depth=depth),)
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """One worker's part of the layers that work on all the nodes."""
+        return (share_of(self._tables, workers),)
 
     @property
     def _tables(self) -> Tables:
@@ -143,20 +160,27 @@ class TransformerLayer(nn.Module):
         """
         terms, e_RN = self.edge_map(e_RN)
         table = edges.table if cut is None or cut.tables.patterns is None else cut.tables.patterns
-        h_TN = h_SN if cut is None else h_SN.index_select(0, cut.place)
-        query_THN, key_SHN, value_SHN = self._projections(h_SN, h_TN)
+        h_TN = h_SN if cut is None or cut.place is None else h_SN.index_select(0, cut.place)
+        exchange = None if cut is None else cut.exchange
+        gather = None if exchange is None else exchange.gather
+        query_THN, key_SHN, value_SHN = self._projections(h_SN, h_TN, gather)
         attended_TN = pattern_attention(query_THN, key_SHN, value_SHN, terms, table).flatten(1)
-        x_TN = self.first_norm(h_TN + self._thinned(attended_TN, 0, key, cut))
+        x_TN = normalised(self.first_norm, h_TN + self._thinned(attended_TN, 0, key, cut), exchange)
         if self.local is not None:
-            x_TN = x_TN + self.local(h_SN, key, None if cut is None else cut.tables.edges)
+            x_TN = x_TN + self.local(h_SN, key, None if cut is None else cut.tables.edges, gather)
         wide_TN = self._thinned(functional.relu(self.expand(x_TN)), 1, key, cut)
         change_TN = self._thinned(self.contract(wide_TN), 2, key, cut)
-        return self.second_norm(x_TN + change_TN), e_RN
+        return normalised(self.second_norm, x_TN + change_TN, exchange), e_RN
 
-    def _projections(self, h_SN: Tensor, h_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _projections(
+        self, h_SN: Tensor, h_TN: Tensor, gather: Gather | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the targets, keys and values of the sources, by head."""
         width = h_SN.shape[1]
-        if h_SN is h_TN:
+        if gather is not None:
+            query_TN, both_TN = self.project(h_TN).split([width, 2 * width], dim=1)
+            parts = query_TN, *gather(both_TN).chunk(2, dim=1)
+        elif h_SN is h_TN:
             parts = self.project(h_SN).chunk(3, dim=1)
         else:
             weight_RN = self.project.weight

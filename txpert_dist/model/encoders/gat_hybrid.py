@@ -24,7 +24,7 @@ from txpert_dist.model.attention.edges import union_edges
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
-from txpert_dist.model.encoders.reach import Reach
+from txpert_dist.model.encoders.reach import Cut, Reach, Workers
 from txpert_dist.model.encoders.stack import Stack, attention_stack
 from txpert_dist.model.graph_input import GraphInput
 
@@ -62,6 +62,10 @@ class GatHybridEncoder(nn.Module):
     def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
         """What ``forward`` works on for the nodes ``rows``, which ascend; one for each graph."""
         return tuple(stack.reach(rows, n) for stack, n in zip(self._stacks(), depths, strict=True))
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """One worker's part of the layers that work on all the nodes."""
+        return tuple(stack.share(workers) for stack in self._stacks())
 
     def _stacks(self) -> list[Stack]:
         return [view.stack for view in self.views if isinstance(view, GraphView)]

@@ -29,7 +29,7 @@ from txpert_dist.model.attention.edges import Edges, supra_edges, union_edges
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
-from txpert_dist.model.encoders.reach import Reach, Tables, depth_of, reach_of
+from txpert_dist.model.encoders.reach import Cut, Reach, Tables, Workers, depth_of, reach_of
 from txpert_dist.model.encoders.stack import attention_stack
 from txpert_dist.model.graph_input import GraphInput, multilayer
 
@@ -71,6 +71,10 @@ class GatMlgEncoder(nn.Module):
         """What ``forward`` works on for the nodes ``rows``, which ascend: of all copies, and of the genes."""
         copies = rows + self.reference * self.num_nodes
         return self.stack.reach(copies, depths[0]), self.structure.reach(rows, depths[1])
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """One worker's part of the attention; the structure is one sum, which nobody divides."""
+        return self.stack.share(workers), None
 
 
 class Structure(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from txpert_dist import config
 from txpert_dist.model.attention.aggregate import weighted_sum
 from txpert_dist.model.attention.edges import EdgeList, Edges, EdgeTable, union_edges
+from txpert_dist.model.attention.layers import Gather
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.stack import Stack, StackEncoder
@@ -57,14 +58,20 @@ class ConvolutionLayer(nn.Module):
         """All its edges."""
         return self.propagation.edges.table
 
-    def forward(self, x_SN: Tensor, key: DropoutKey | None = None, edges: EdgeTable | None = None) -> Tensor:
+    def forward(
+        self,
+        x_SN: Tensor,
+        key: DropoutKey | None = None,
+        edges: EdgeTable | None = None,
+        gather: Gather | None = None,
+    ) -> Tensor:
         """(T, width) from (S, inputs); ``edges`` are some of the layer's own. Nothing is dropped here."""
         # both maps are linear: the edges carry whichever vector is narrower
-        if self.project.in_features < self.width:
-            out_TN: Tensor = self.project(self.propagation(x_SN, edges))
-        else:
-            out_TN = self.propagation(self.project(x_SN), edges)
-        return out_TN + self.bias
+        first = self.project.in_features >= self.width
+        sent_SN = self.project(x_SN) if first else x_SN
+        out_TN = self.propagation(sent_SN if gather is None else gather(sent_SN), edges)
+        out_TN = out_TN if first else self.project(out_TN)
+        return out_TN + self.bias  # type: ignore[no-any-return]
 
 
 class Propagation(nn.Module):

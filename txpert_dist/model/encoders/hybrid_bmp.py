@@ -18,7 +18,7 @@ from txpert_dist.model.attention.edges import union_edges
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.gcn import Propagation
-from txpert_dist.model.encoders.reach import Reach, Tables, depth_of, reach_of
+from txpert_dist.model.encoders.reach import Cut, Reach, Tables, Workers, depth_of, reach_of
 from txpert_dist.model.graph_input import GraphInput
 
 _HIDDEN_SITE = 0
@@ -62,6 +62,10 @@ class HybridBmpEncoder(nn.Module):
         """What ``forward`` works on for the nodes ``rows``, which ascend; one for each direction."""
         pairs = zip(self._directions(), depths, strict=True)
         return tuple(reach_of(tables, rows, depth=depth) for tables, depth in pairs)
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """Nobody's: each direction is one sum, which workers do not divide."""
+        return None, None
 
     def _directions(self) -> list[Tables]:
         return [Tables(one.edges.table) for one in (self.from_sources, self.from_targets)]

@@ -2,26 +2,54 @@
 
 Enters: the wanted nodes, the edges of the layers. Leaves: for the last layers the edges that the wanted nodes
 depend on, and which nodes those layers read and compute. The nodes before them are found backwards: a layer
-reads its targets and the sources of the edges that enter them. Invariants: nothing that a wanted node depends
-on is left out, so values and gradients are those of the whole graph; a cut layer's nodes and edges keep the
-numbers that dropout draws by.
+reads its targets and the sources of the edges that enter them. The layers before those work on all the nodes,
+or, where workers divide them among themselves, on one worker's share. Invariants: nothing that a wanted node
+depends on is left out, so values and gradients are those of the whole graph; a cut layer's nodes and edges
+keep the numbers that dropout draws by.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from txpert_dist.model.attention import edges as plain
 from txpert_dist.model.attention import pattern_edges as grouped
 from txpert_dist.model.attention.cpu_kernels import Integers, compiled
 from txpert_dist.model.attention.edges import EdgeTable
+from txpert_dist.model.attention.layers import Gather
 from txpert_dist.model.attention.pattern_edges import PatternTable
+from txpert_dist.model.norm import GlobalBatchNorm, Reduce
 
 WORTH_CUTTING = 0.9
 """Largest share of the edges that a layer is cut to: below it the edges saved cost more than the cut."""
+
+
+_EDGES_A_NODE = 16
+"""A node's linear maps take about as long as so many edges; the shares are cut by it."""
+
+
+class Workers(NamedTuple):
+    """Those who divide the nodes among themselves."""
+
+    rank: int
+    world: int
+    rows_of_all: Callable[[Tensor, Sequence[int]], Tensor]
+    """(sum of lengths, N) of all workers in their order from this one's (length, N), given the lengths;
+    differentiable, the gradient being summed over workers."""
+    reduce: Reduce
+
+
+class Exchange(NamedTuple):
+    """How a share becomes the whole."""
+
+    gather: Gather
+    """(S, N) of all the nodes from (T, N) of this worker's; the gradient is summed over workers."""
+    reduce: Reduce
+    """For what is said of all the nodes, as norms do."""
 
 
 class Tables(NamedTuple):
@@ -43,9 +71,11 @@ class Cut(NamedTuple):
 
     nodes: Tensor
     """(T,) int64 number of each target in the whole graph, ascending."""
-    place: Tensor
-    """(T,) int64 place of each target among what the layer reads."""
+    place: Tensor | None
+    """(T,) int64 place of each target among what the layer reads; None where it reads just them."""
     tables: Tables
+    exchange: Exchange | None = None
+    """With those who have the other targets; None where the layer has all that its edges leave."""
 
 
 class Reach(NamedTuple):
@@ -57,10 +87,12 @@ class Reach(NamedTuple):
     """(S,) int64 the nodes that the first cut layer reads; the wanted ones where no layer is cut."""
     cuts: tuple[Cut, ...]
     """Of the last layers, in their order; those before work on all the nodes."""
+    share: Cut | None = None
+    """This worker's part of the layers that work on all the nodes; None where it has them to itself."""
 
     def uncut(self) -> "Reach":
         """For layers that every node of the graph has a part in: the wanted nodes after all of them."""
-        return Reach(self.rows, self.rows, ())
+        return self._replace(first=self.rows, cuts=())
 
 
 def reach_of(tables: Tables, rows: NDArray[np.int64], *, depth: int) -> Reach:
@@ -76,6 +108,36 @@ def reach_of(tables: Tables, rows: NDArray[np.int64], *, depth: int) -> Reach:
         cuts.append(_cut(tables, targets, sources))
         targets = sources
     return Reach(_on(rows, tables.device), _on(targets, tables.device), tuple(reversed(cuts)))
+
+
+def share_of(tables: Tables, workers: Workers) -> Cut:
+    """One worker's part of layers over ``tables``: consecutive nodes, about the same work for everybody."""
+    num_nodes = len(_by_target(tables)[0][0]) - 1
+    edges = np.sum([indptr for indptr, _ in _by_target(tables)], axis=0)
+    work = edges + _EDGES_A_NODE * np.arange(num_nodes + 1)
+    bounds = np.searchsorted(work, work[-1] * np.arange(workers.world + 1) / workers.world)
+    nodes = np.arange(bounds[workers.rank], bounds[workers.rank + 1])
+    cut = _cut(tables, nodes, np.arange(num_nodes))
+    lengths = np.diff(bounds).tolist()
+    exchange = Exchange(lambda x_TN: workers.rows_of_all(x_TN, lengths), workers.reduce)
+    return cut._replace(place=None, exchange=exchange)
+
+
+def own_rows(x_PN: Tensor, share: Cut | None) -> Tensor:
+    """(T, N) of this worker's nodes from all of them; all where nobody shares."""
+    return x_PN if share is None else x_PN.index_select(0, share.nodes)
+
+
+def rows_of_all(x_TN: Tensor, share: Cut | None) -> Tensor:
+    """(P, N) of all the nodes from this worker's."""
+    return x_TN if share is None or share.exchange is None else share.exchange.gather(x_TN)
+
+
+def normalised(norm: nn.Module, x_TN: Tensor, exchange: Exchange | None) -> Tensor:
+    """What ``norm`` makes of the targets, with the statistics of all the nodes where they are shared."""
+    if exchange is not None and isinstance(norm, GlobalBatchNorm):
+        return norm(x_TN, exchange.reduce)  # type: ignore[no-any-return]
+    return norm(x_TN)  # type: ignore[no-any-return]
 
 
 def depth_of(

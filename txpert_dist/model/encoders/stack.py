@@ -22,7 +22,18 @@ from txpert_dist.model.attention.edges import EdgeList, EdgeTable
 from txpert_dist.model.attention.graph_dropout import graph_dropout
 from txpert_dist.model.attention.layers import EdgeFeatures, Gatv1Layer, Gatv2Layer
 from txpert_dist.model.dropout import DropoutKey
-from txpert_dist.model.encoders.reach import Cut, Reach, Tables, depth_of, reach_of
+from txpert_dist.model.encoders.reach import (
+    Cut,
+    Reach,
+    Tables,
+    Workers,
+    depth_of,
+    normalised,
+    own_rows,
+    reach_of,
+    rows_of_all,
+    share_of,
+)
 from txpert_dist.model.norm import norm_layer
 
 
@@ -40,8 +51,9 @@ class Stack(nn.Module):
         """``make_layer`` gets a layer's input width; ``width`` is the first one's.
 
         A layer has its output's ``width`` and its edges' ``table`` as attributes and takes (x_SN, key,
-        edges), the last some of its own or None for all; what it adds to every node's output, if anything,
-        is its parameter ``bias``. Raises ``ValueError`` when skip=sum cannot fill a layer with its input.
+        edges, gather): edges some of its own or None for all, gather as an ``Exchange`` has it. What it adds
+        to every node's output, if anything, is its parameter ``bias``. Raises ``ValueError`` when skip=sum
+        cannot fill a layer with its input.
         """
         super().__init__()
         self.options = options
@@ -69,7 +81,9 @@ class Stack(nn.Module):
             return self._layers(x_PN, key, 0, [None] * len(self.layers))
         reach = reach if self._local else reach.uncut()
         whole = len(self.layers) - len(reach.cuts)
-        x_PN = self._layers(x_PN, key, 0, [None] * whole)
+        if whole:
+            x_TN = self._layers(own_rows(x_PN, reach.share), key, 0, [reach.share] * whole)
+            x_PN = rows_of_all(x_TN, reach.share)
         return self._layers(x_PN.index_select(0, reach.first), key, whole, reach.cuts)
 
     def depth(self, rows: NDArray[np.int64]) -> int:
@@ -79,6 +93,10 @@ class Stack(nn.Module):
     def reach(self, rows: NDArray[np.int64], depth: int) -> Reach:
         """What the layers work on for the nodes ``rows``, which ascend, the last ``depth`` cut."""
         return reach_of(self._tables, rows, depth=depth)
+
+    def share(self, workers: Workers) -> Cut:
+        """One worker's part of what the layers do for all the nodes."""
+        return share_of(self._tables, workers)
 
     @property
     def _tables(self) -> Tables:
@@ -93,10 +111,12 @@ class Stack(nn.Module):
     def _layers(self, x_SN: Tensor, key: DropoutKey | None, start: int, cuts: Sequence[Cut | None]) -> Tensor:
         """As many layers as there are ``cuts``, from number ``start`` on."""
         for number, cut in enumerate(cuts, start):
-            out_TN = self.layers[number](x_SN, key, None if cut is None else cut.tables.edges)
-            x_TN = x_SN if cut is None else x_SN.index_select(0, cut.place)
+            edges = None if cut is None else cut.tables.edges
+            exchange = None if cut is None else cut.exchange
+            out_TN = self.layers[number](x_SN, key, edges, None if exchange is None else exchange.gather)
+            x_TN = x_SN if cut is None or cut.place is None else x_SN.index_select(0, cut.place)
             joined_TN = self._join(out_TN, self.skips[number](x_TN))
-            x_SN = functional.leaky_relu(self.norms[number](joined_TN), 0.01)
+            x_SN = functional.leaky_relu(normalised(self.norms[number], joined_TN, exchange), 0.01)
             nodes = None if cut is None else cut.nodes
             x_SN = graph_dropout(x_SN, self.options.dropout, self.sites[number], key, nodes)
         return x_SN
@@ -137,6 +157,10 @@ class StackEncoder(nn.Module):
     def reaches(self, rows: NDArray[np.int64], depths: Sequence[int]) -> tuple[Reach, ...]:
         """What ``forward`` works on for the nodes ``rows``, which ascend."""
         return (self.stack.reach(rows, *depths),)
+
+    def shares(self, workers: Workers) -> tuple[Cut | None, ...]:
+        """One worker's part of the layers that work on all the nodes."""
+        return (self.stack.share(workers),)
 
 
 def attention_stack(

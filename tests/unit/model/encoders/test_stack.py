@@ -30,7 +30,9 @@ class LinearLayer(nn.Linear):
         super().__init__(inputs, width)
         self.width = width
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None) -> Tensor:
+    def forward(
+        self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None, gather: None = None
+    ) -> Tensor:
         return super().forward(x_PN)
 
 
