@@ -56,7 +56,7 @@ def weak_scaling(base: Path, folder: Path) -> list[Case]:
     two = run(base, folder, "two", 2)
     divided = run(base, folder, "divided", 2, cluster={"partition_nodes": True})
     twice = "twice one worker"
-    whole_s, divided_s = two.metrics["graph/whole_s"][0], two.metrics["graph/divided_s"][0]
+    whole_s, divided_s = two.metrics["time/graph_whole_s"][0], two.metrics["time/graph_divided_s"][0]
     return [
         Case("two workers", rate(two), "cells/s", twice, one),
         Case("two workers, nodes divided", rate(divided), "cells/s", twice, one),

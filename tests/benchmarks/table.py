@@ -92,9 +92,7 @@ def loading(record: Record) -> str:
         cells = " | ".join(f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates)
         lines.append(f"| {name} | {cells} | {rows[name]['warm, peak MiB']:,} |")
     size = f"{details['cells']:,} simulated cells x {details['genes']:,} genes, minibatches of 256"
-    rounds = (
-        f"medians of {details['rounds']} rounds beside other work, mean load {details['load']['median']:.1f}"
-    )
+    rounds = f"medians of {details['rounds']} rounds, mean load {details['load']['median']:.1f}"
     title = f"**Loading** ({size}; {rounds}; commit {record['commit']}; {_machine(record)})"
     return f"{title}\n\n" + "\n".join(lines)
 
@@ -147,11 +145,13 @@ README: Mapping[str, Section] = {
     "science_real": real,
     "loader": loading,
     "overhead": partial(beside, "`txpert train` on a screen as large as K562's"),
+    "scaling": partial(beside, "Two workers, and ZeRO's stages"),
     "faults": soak,
 }
 OTHERS: Mapping[str, Section] = {
     "ingest": partial(beside, "Ingest of 300,000 simulated cells x 8,000 genes"),
     "ingest_1m": partial(beside, "Ingest of 1,000,000 simulated cells x 8,000 genes"),
+    "loader_1m": loading,
     "graph_build": partial(beside, "Building graphs"),
     "flight": partial(beside, "Fetching a snapshot of 20,000 genes and 1,000,000 edges"),
     "encoder": partial(beside, "Perturbation embeddings Z of all genes, forward and backward"),

@@ -145,7 +145,7 @@ def told(_rank, world, inputs, output):
 def test_a_run_of_several_workers_says_what_dividing_the_nodes_would_take(inputs, tmp_path):
     (first, second), _ = run(told, 2, inputs, tmp_path / "two")
     lines, metrics = first
-    times = [metrics["graph/whole_s"], metrics["graph/divided_s"]]
+    times = [metrics["time/graph_whole_s"], metrics["time/graph_divided_s"]]
     assert all(seconds > 0 for seconds in times)
     (line,) = [line for line in lines if line.startswith("graph: ")]
     assert all(f"{seconds:.3g} s" in line for seconds in times)

@@ -181,7 +181,7 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
 def _tell_times(times: Times, hooks: Hooks) -> None:
     """News and metrics of step 0: what the embeddings take either way."""
     hooks.progress(str(times), 0, 0)
-    hooks.metrics({"graph/whole_s": times.whole, "graph/divided_s": times.divided}, 0)
+    hooks.metrics({"time/graph_whole_s": times.whole, "time/graph_divided_s": times.divided}, 0)
 
 
 def _tell_size(model: TxPert, hooks: Hooks) -> None:
