@@ -26,8 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import psutil
+
 from tests.benchmarks.record import Case, write
-from tests.faults import Service, Training, losses_of, same_files, undisturbed, with_services
+from tests.faults import PATIENCE_S, Service, Training, losses_of, same_files, undisturbed, with_services
 from txpert_dist.train import checkpoint
 
 STOPPED = 75
@@ -110,7 +112,11 @@ class Soak:
         return where, "training went on"
 
     def damage(self) -> tuple[str, str]:
+        orphans = self.training.workers()
         where = self.training.kill_driver()
+        psutil.wait_procs(
+            orphans, PATIENCE_S
+        )  # until then they may write a newer checkpoint than the damaged
         newest = checkpoint.newest_sound(self.training.run_folder).folder
         if newest is None:
             raise AssertionError("no checkpoint to damage")

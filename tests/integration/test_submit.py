@@ -21,6 +21,9 @@ from mlflow.tracking import MlflowClient
 
 from tests.journey import TXPERT
 from tests.real_screens import ALIASES, PAPALEXI, STRING, missing
+from tests.unit.train.small_screen import configuration, write_inputs
+from txpert_dist.config_file import dump, load
+from txpert_dist.train.tune_study import read_trials
 
 pytestmark = [pytest.mark.process, pytest.mark.real, pytest.mark.timeout(1500)]
 
@@ -313,6 +316,27 @@ def test_submitted_once_more_it_does_nothing_but_say_so(
     assert "every stage was complete before, nothing to do" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in results(cluster)} == files
     assert len(registry(cluster).search_model_versions("name = 'submitted'")) == 1
+
+
+def test_a_study_is_a_job_too(cluster: Cluster) -> None:
+    config = configuration(
+        write_inputs(cluster.home / "small"), cluster.home / "studies", train={"epochs": 2}
+    )
+    (cluster.home / "small.yaml").write_text(dump(config))
+    space = {"optimiser.learning_rate": {"log_uniform": [1e-4, 1e-1]}}
+    (cluster.home / "space.yaml").write_text(yaml.safe_dump(space))
+    order = ("submit", "tune", "small.yaml", "--trials", 2, "--parallel", 1, "--space", "space.yaml")
+    done = cluster.txpert(*order)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = cluster.home / "studies" / "small-tune"
+    trials = read_trials(study)
+    assert [trial.ending for trial in trials] == ["complete", "complete"]
+    winner = max(trials, key=lambda trial: trial.best)
+    assert f"{winner.best:.4f}" in done.stdout
+    assert load(study / "best.yaml").name == "small-best"
+    again = cluster.txpert(*order)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "every trial had ended before: nothing to do" in again.stdout
 
 
 def test_the_token_is_nowhere(cluster: Cluster, killed: str, done: subprocess.CompletedProcess[str]) -> None:
