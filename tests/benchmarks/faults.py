@@ -3,8 +3,9 @@
     python -m tests.benchmarks.faults [--faults 33] [--quick] [--json FILE]
 
 Kills are kill -9. Each fault waits for steps since the last one; then comes the time until the run takes
-steps again, starts of the driver included. In the end losses, weights and optimiser are compared, bit for
-bit, with the same run that nobody disturbed. Faults take turns in a seeded order:
+steps again, starts of the driver included. In the end the run is told to stop, and losses, weights and
+optimiser are compared, bit for bit, with as many steps of the same run that nobody disturbed. Faults take
+turns in a seeded order:
 
     worker      one of the two, at some step
     writer      the one that writes a checkpoint, while it does
@@ -159,10 +160,12 @@ def soak(folder: Path, number: int, seed: int) -> tuple[list[Injected], dict[str
         for kind in _order(list(harm.kinds()), number, seed):
             done.append(harm.inject(kind))
             print(f"{len(done)} of {number}: {done[-1]}", flush=True)
-        code = training.ended()
-        if code:
+        training.tell_driver()
+        if (code := training.ended()) != STOPPED:
             raise AssertionError(f"exit code {code}: {training.log()}")
-        calm, last = undisturbed(training.config, folder / "calm", workers=2)
+        end = checkpoint.newest_sound(training.run_folder).folder
+        steps = checkpoint.read_state(end).step if end else 0
+        calm, last = undisturbed(training.config, folder / "calm", workers=2, max_steps=steps)
         losses = losses_of(training.run_folder)
         return done, {
             "first_start_s": first_start,

@@ -50,6 +50,7 @@ def s3() -> Iterator[str]:
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the servers of other tests
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
