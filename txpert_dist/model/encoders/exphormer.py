@@ -42,6 +42,7 @@ from txpert_dist.model.encoders.reach import (
     reach_of,
     rows_of_all,
     share_of,
+    targets_of,
 )
 from txpert_dist.model.graph_input import GraphInput
 from txpert_dist.model.norm import norm_layer
@@ -160,17 +161,16 @@ class TransformerLayer(nn.Module):
         """
         terms, e_RN = self.edge_map(e_RN)
         table = edges.table if cut is None or cut.tables.patterns is None else cut.tables.patterns
-        h_TN = h_SN if cut is None or cut.place is None else h_SN.index_select(0, cut.place)
-        exchange = None if cut is None else cut.exchange
-        gather = None if exchange is None else exchange.gather
+        h_TN = targets_of(h_SN, cut)
+        local, gather = (None, None) if cut is None else (cut.tables.edges, cut.gather)
         query_THN, key_SHN, value_SHN = self._projections(h_SN, h_TN, gather)
         attended_TN = pattern_attention(query_THN, key_SHN, value_SHN, terms, table).flatten(1)
-        x_TN = normalised(self.first_norm, h_TN + self._thinned(attended_TN, 0, key, cut), exchange)
+        x_TN = normalised(self.first_norm, h_TN + self._thinned(attended_TN, 0, key, cut), cut)
         if self.local is not None:
-            x_TN = x_TN + self.local(h_SN, key, None if cut is None else cut.tables.edges, gather)
+            x_TN = x_TN + self.local(h_SN, key, local, gather)
         wide_TN = self._thinned(functional.relu(self.expand(x_TN)), 1, key, cut)
         change_TN = self._thinned(self.contract(wide_TN), 2, key, cut)
-        return normalised(self.second_norm, x_TN + change_TN, exchange), e_RN
+        return normalised(self.second_norm, x_TN + change_TN, cut), e_RN
 
     def _projections(
         self, h_SN: Tensor, h_TN: Tensor, gather: Gather | None

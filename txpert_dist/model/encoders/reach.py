@@ -41,15 +41,7 @@ class Workers(NamedTuple):
     """(sum of lengths, N) of all workers in their order from this one's (length, N), given the lengths;
     differentiable, the gradient being summed over workers."""
     reduce: Reduce
-
-
-class Exchange(NamedTuple):
-    """How a share becomes the whole."""
-
-    gather: Gather
-    """(S, N) of all the nodes from (T, N) of this worker's; the gradient is summed over workers."""
-    reduce: Reduce
-    """For what is said of all the nodes, as norms do."""
+    """For statistics of all the nodes."""
 
 
 class Tables(NamedTuple):
@@ -74,8 +66,11 @@ class Cut(NamedTuple):
     place: Tensor | None
     """(T,) int64 place of each target among what the layer reads; None where it reads just them."""
     tables: Tables
-    exchange: Exchange | None = None
-    """With those who have the other targets; None where the layer has all that its edges leave."""
+    gather: Gather | None = None
+    """(S, N) of all that the edges leave from (T, N) of the targets, the others' being other workers'; None
+    where the layer has them all."""
+    reduce: Reduce | None = None
+    """Sum over those workers; None where there are none."""
 
 
 class Reach(NamedTuple):
@@ -119,8 +114,9 @@ def share_of(tables: Tables, workers: Workers) -> Cut:
     nodes = np.arange(bounds[workers.rank], bounds[workers.rank + 1])
     cut = _cut(tables, nodes, np.arange(num_nodes))
     lengths = np.diff(bounds).tolist()
-    exchange = Exchange(lambda x_TN: workers.rows_of_all(x_TN, lengths), workers.reduce)
-    return cut._replace(place=None, exchange=exchange)
+    return cut._replace(
+        place=None, gather=lambda x_TN: workers.rows_of_all(x_TN, lengths), reduce=workers.reduce
+    )
 
 
 def own_rows(x_PN: Tensor, share: Cut | None) -> Tensor:
@@ -130,13 +126,18 @@ def own_rows(x_PN: Tensor, share: Cut | None) -> Tensor:
 
 def rows_of_all(x_TN: Tensor, share: Cut | None) -> Tensor:
     """(P, N) of all the nodes from this worker's."""
-    return x_TN if share is None or share.exchange is None else share.exchange.gather(x_TN)
+    return x_TN if share is None or share.gather is None else share.gather(x_TN)
 
 
-def normalised(norm: nn.Module, x_TN: Tensor, exchange: Exchange | None) -> Tensor:
+def targets_of(x_SN: Tensor, cut: Cut | None) -> Tensor:
+    """(T, N) of a layer's targets from what it reads."""
+    return x_SN if cut is None or cut.place is None else x_SN.index_select(0, cut.place)
+
+
+def normalised(norm: nn.Module, x_TN: Tensor, cut: Cut | None) -> Tensor:
     """What ``norm`` makes of the targets, with the statistics of all the nodes where they are shared."""
-    if exchange is not None and isinstance(norm, GlobalBatchNorm):
-        return norm(x_TN, exchange.reduce)  # type: ignore[no-any-return]
+    if cut is not None and isinstance(norm, GlobalBatchNorm):
+        return norm(x_TN, cut.reduce)  # type: ignore[no-any-return]
     return norm(x_TN)  # type: ignore[no-any-return]
 
 

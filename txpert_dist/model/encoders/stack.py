@@ -33,6 +33,7 @@ from txpert_dist.model.encoders.reach import (
     reach_of,
     rows_of_all,
     share_of,
+    targets_of,
 )
 from txpert_dist.model.norm import norm_layer
 
@@ -51,7 +52,7 @@ class Stack(nn.Module):
         """``make_layer`` gets a layer's input width; ``width`` is the first one's.
 
         A layer has its output's ``width`` and its edges' ``table`` as attributes and takes (x_SN, key,
-        edges, gather): edges some of its own or None for all, gather as an ``Exchange`` has it. What it adds
+        edges, gather): edges some of its own or None for all, gather as a ``Cut`` has it. What it adds
         to every node's output, if anything, is its parameter ``bias``. Raises ``ValueError`` when skip=sum
         cannot fill a layer with its input.
         """
@@ -111,12 +112,10 @@ class Stack(nn.Module):
     def _layers(self, x_SN: Tensor, key: DropoutKey | None, start: int, cuts: Sequence[Cut | None]) -> Tensor:
         """As many layers as there are ``cuts``, from number ``start`` on."""
         for number, cut in enumerate(cuts, start):
-            edges = None if cut is None else cut.tables.edges
-            exchange = None if cut is None else cut.exchange
-            out_TN = self.layers[number](x_SN, key, edges, None if exchange is None else exchange.gather)
-            x_TN = x_SN if cut is None or cut.place is None else x_SN.index_select(0, cut.place)
-            joined_TN = self._join(out_TN, self.skips[number](x_TN))
-            x_SN = functional.leaky_relu(normalised(self.norms[number], joined_TN, exchange), 0.01)
+            edges, gather = (None, None) if cut is None else (cut.tables.edges, cut.gather)
+            out_TN = self.layers[number](x_SN, key, edges, gather)
+            joined_TN = self._join(out_TN, self.skips[number](targets_of(x_SN, cut)))
+            x_SN = functional.leaky_relu(normalised(self.norms[number], joined_TN, cut), 0.01)
             nodes = None if cut is None else cut.nodes
             x_SN = graph_dropout(x_SN, self.options.dropout, self.sites[number], key, nodes)
         return x_SN
