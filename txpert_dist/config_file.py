@@ -130,7 +130,10 @@ def _explain(entry: dict[str, Any], kind: type[BaseModel]) -> str:
     where = _place(entry["loc"])
     message = str(entry["msg"]).removeprefix("Value error, ")
     if entry["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where, _keys(kind), 1, 0.5)
+        keys = _keys(kind)
+        if where in keys:  # of another variant of its section
+            return f"{where}: not with kind={entry['loc'][-2]}; take it out"
+        near = difflib.get_close_matches(where, keys, 1, 0.5)
         return f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if entry["type"] == "missing":
         return f"{where}: is needed and has no default; set it in the file or with {where}=..."

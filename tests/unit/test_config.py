@@ -98,6 +98,10 @@ def test_flatten_has_every_leaf_once(file: Path) -> None:
         (["train.epochs=-1"], ["train.epochs", "-1"]),
         (["model.perturbation.kind=gin"], ["model.perturbation.kind", "'gin'", "'gat_mlg'"]),
         (["model.basal.kind=vea"], ["model.basal.kind", "'vea'", "'vae'"]),
+        (
+            ["model.perturbation={kind: hybrid_bmp, layers: 2}"],
+            ["model.perturbation.layers: not with kind=hybrid_bmp; take it out"],
+        ),
         (["cluster.num_workers=3"], ["minibatch_size=64", "num_workers=3"]),
         (["cluster.num_workers=[1,3]"], ["minibatch_size=64", "num_workers=[1, 3]", "a multiple of 6"]),
         (["cluster.num_workers=[2,1]"], ["cluster.num_workers", "[fewest, most]", "[2, 1]"]),
