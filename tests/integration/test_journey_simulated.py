@@ -1,5 +1,6 @@
 """The main job on a small simulated screen: registry, promotion, damage, predictions in a fresh process."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ import anndata
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from tests.journey import TXPERT, Journey, attempt, scores, txpert
@@ -52,14 +54,19 @@ def test_the_same_command_on_a_finished_run_does_nothing(journey: Journey) -> No
 
 
 def test_a_killed_run_goes_on_by_the_same_command_and_ends_with_the_same_weights(journey: Journey) -> None:
-    """kill -9 of the driver after the first checkpoint; the finished run of the fixture is the reference."""
+    """kill -9 of the whole run after the first checkpoint; the finished run of the fixture is the reference.
+
+    All its processes at once, as when a machine fails: workers that outlive their driver alone may end the run.
+    """
     killed = journey.run.with_name("killed")
     paths = (f"data.store={journey.store}", f"graph.location={journey.graphs}", f"output={killed.parent}")
     command = [str(TXPERT), "train", str(CONFIG), "name=killed", *paths, "train.epochs=3"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         while not list(killed.glob("checkpoints/epoch-*/manifest.json")) and driver.poll() is None:
             time.sleep(0.02)
-        driver.kill()
+        for process in [*psutil.Process(driver.pid).children(recursive=True), driver]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     assert driver.returncode == -signal.SIGKILL
     assert len(list(killed.glob("checkpoints/epoch-*"))) < 3
     resumed = txpert(*command[1:])
