@@ -1,16 +1,20 @@
-"""A run with [1, 2] workers on a Ray cluster of two nodes, of which one is lost and another comes.
+"""A run with [1, 2] workers on a Ray cluster: a node is killed, another comes and is told to go.
 
 python -m tests.elastic_cluster FOLDER
 
-Enters: a folder. Leaves: one line of JSON: how many workers each group had, and where the run stopped.
+Enters: a folder. Leaves: one line of JSON: how many workers each group had, what was said of the node that
+went, and where the run stopped.
 In a process of its own, because Ray reads its settings once, and nodes are started from the main thread only.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +46,14 @@ class Watch:
     """What the run tells: groups of workers that started, and the last step."""
 
     def __init__(self) -> None:
-        self.groups, self.step = 0, 0
+        self.groups, self.step, self.news = 0, 0, []
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if (what, done) == (STARTING, total):
             self.groups += 1
             self.step = 0
+        if total == 0:
+            self.news.append(what)
         if what == "train":
             self.step = done
 
@@ -67,8 +73,20 @@ def workers() -> int:
     return found
 
 
+@contextmanager
+def node(address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A node as a pod runs it: until SIGTERM, at which it tells Ray that it goes."""
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "start", f"--address={address}", "--num-cpus=1", "--block"]
+    with subprocess.Popen(command, stdout=sys.stderr) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def main() -> None:
-    """Lose a node, get another, stop."""
+    """Lose a node, get another, see it go, stop."""
     folder = Path(sys.argv[1])
     os.environ.update(ENVIRONMENT)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15")
@@ -94,14 +112,20 @@ def main() -> None:
     os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     watch.goes_on(2)
     seen.append(workers())
-    cluster.add_node(num_cpus=1)
-    watch.goes_on(3)
-    watch.goes_on(3, watch.step + MORE_STEPS)
-    seen.append(workers())
+    with node(cluster.address) as going:
+        watch.goes_on(3)
+        watch.goes_on(3, watch.step + MORE_STEPS)
+        seen.append(workers())
+        watch.news.clear()
+        going.terminate()
+        watch.goes_on(4)
+        news = "\n".join(watch.news)
+        watch.goes_on(4, watch.step + MORE_STEPS)
+        seen.append(workers())
     start = json.loads((config.run_folder / "claim.json").read_text())["start"]
     tell_to_stop(Claim(config.run_folder, start))
     thread.join()
-    print(json.dumps({"workers": seen, "ending": ending, "groups": watch.groups}), flush=True)
+    print(json.dumps({"workers": seen, "news": news, "ending": ending}), flush=True)
     ray.shutdown()
     cluster.shutdown()
 

@@ -1,5 +1,6 @@
 """Some steps of `txpert train`, started as a user starts it and told to stop, and what its records say."""
 
+import os
 import signal
 import subprocess
 import time
@@ -12,11 +13,12 @@ from mlflow.tracking import MlflowClient
 from tests.journey import TXPERT
 from txpert_dist.train.tracking import RECORD, read_run_record
 
+ROOT = Path(__file__).resolve().parents[2]
 LOG_EVERY = 5
 """Steps between two records that the configuration must ask for."""
 WARM = 2
 """First records that are left out."""
-_STOPPED = 75
+_STOPPED = (0, 75, 130, -signal.SIGTERM)  # the last two: before a run could be told to stop
 _LOOK_EVERY_S = 2.0
 
 
@@ -29,16 +31,22 @@ class ShortRun(NamedTuple):
     """Most memory that one worker had to itself, as looked at now and then."""
 
 
-def short_run(config: Path, folder: Path, num_steps: int) -> ShortRun:
-    """Train from ``config`` in the run's ``folder`` for so many measured steps or somewhat more."""
+def short_run(config: Path, folder: Path, num_steps: int, *, tree: Path = ROOT) -> ShortRun:
+    """Train from ``config`` in the run's ``folder`` for so many measured steps or somewhat more.
+
+    With the code of ``tree``, which may be an earlier one.
+    """
     most = 0.0
     wanted = WARM + num_steps // LOG_EVERY
-    with subprocess.Popen([str(TXPERT), "train", str(config)], stdout=subprocess.DEVNULL) as command:
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    with subprocess.Popen(
+        [str(TXPERT), "train", str(config)], stdout=subprocess.DEVNULL, env=environment
+    ) as command:
         while command.poll() is None and len(_history(folder, "train/loss")) < wanted:
             time.sleep(_LOOK_EVERY_S)
             most = max([most, *_memory_of_workers(command.pid)])
         command.send_signal(signal.SIGTERM)
-    if command.returncode not in (0, _STOPPED):
+    if command.returncode not in _STOPPED:
         raise SystemExit(f"{config}: `txpert train` ended with {command.returncode}")
     record = read_run_record(folder)
     names = MlflowClient(record.tracking_uri).get_run(record.run_id).data.metrics

@@ -72,15 +72,7 @@ def loading(record: Record) -> str:
     modes = ("warm", "2 ranks", "cold")
     rows = {row["loader"]: row for row in details["table"]}
     shown = [name for name in rows if name.startswith("txpert")]
-    for peer in (
-        "annbatch sparse",
-        "annbatch dense",
-        "litdata",
-        "scDataset",
-        "SCDL",
-        "AnnLoader",
-        "cell-load",
-    ):
+    for peer in PEERS:
         settings = [name for name in rows if name.startswith(peer)]
         shown += [max(settings, key=lambda name: rows[name]["warm, cells/s"])] if settings else []
     lines = [
@@ -145,6 +137,7 @@ README: Mapping[str, Section] = {
     "science_real": real,
     "loader": loading,
     "overhead": partial(beside, "`txpert train` on a screen as large as K562's"),
+    "earlier": partial(beside, "`txpert train` beside an earlier commit of it, same screen"),
     "scaling": partial(beside, "Two workers, and ZeRO's stages"),
     "faults": soak,
 }

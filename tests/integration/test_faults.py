@@ -32,6 +32,7 @@ pytestmark = pytest.mark.process
 
 EPOCHS, PER_EPOCH, EVERY = 3, 11, 4
 STEPS = EPOCHS * PER_EPOCH
+ASKED = "asked whether a node leaves"
 SETTINGS = {"epochs": EPOCHS, "checkpoint_every_steps": EVERY, "checkpoint_every_epochs": 2}
 
 
@@ -65,6 +66,13 @@ class Befallen:
 
     def told_to_stop(self):
         return self.fault == ("tell", self.rank, self.reached + 1)
+
+    def time_to_ask(self):
+        return self.fault.kind in ("ask", "leave") and self.fault[1:] == (self.rank, self.reached + 1)
+
+    def node_leaves(self):
+        self.news.append(ASKED)
+        return self.fault.kind == "leave"
 
     def progress(self, what, done, total):
         if total == 0:
@@ -111,7 +119,7 @@ def train(rank, world, inputs, output, fault=("", -1, -1)):
             config,
             open_inputs(config),
             device=torch.device("cpu"),
-            hooks=Hooks(to.progress, to.metrics, to.epoch, to.told_to_stop),
+            hooks=Hooks(to.progress, to.metrics, to.epoch, to.told_to_stop, to.time_to_ask, to.node_leaves),
             allowed=to.allowed if rank == 0 else nullcontext,
         )
     except checkpoint.CheckpointError as error:
@@ -180,18 +188,27 @@ def test_a_worker_killed_again_and_again(inputs, calm, tmp_path):
     assert all(checkpoint.is_name(name) for name in left)
 
 
-def test_told_to_stop_within_an_epoch_at_its_end_and_at_the_very_end(inputs, calm, tmp_path):
-    """One rank is told, both stop at the same step; a validation that was not made then is made later."""
-    for told, step in ((1, 3), (0, PER_EPOCH), (1, 2 * PER_EPOCH - 1), (0, STEPS)):
-        results = run(train, 2, inputs, tmp_path, ("tell", told, step))
+@pytest.mark.parametrize(("kind", "why"), [("tell", "told to stop"), ("leave", "a node leaves")])
+def test_ends_early_within_an_epoch_at_its_end_and_at_the_very_end(inputs, calm, tmp_path, kind, why):
+    """One rank hears it, both stop at the same step; a validation that was not made then is made later."""
+    for hears, step in ((1, 3), (0, PER_EPOCH), (1, 2 * PER_EPOCH - 1), (0, STEPS)):
+        results = run(train, 2, inputs, tmp_path, (kind, hears, step))
         for outcome, _ in results:
             assert outcome[:2] == ((step - 1) // PER_EPOCH, step)
-            assert outcome[-1] is True
+            assert outcome[-1] == why
         newest = checkpoint.newest_sound(tmp_path / "small").folder
         assert checkpoint.read_state(newest).step == step
         assert checkpoint.read_state(newest).metrics == {}
     (outcome, _), _ = run(train, 2, inputs, tmp_path)
-    assert outcome == (EPOCHS, STEPS, STEPS, (), False)
+    assert outcome == (EPOCHS, STEPS, STEPS, (), None)
+    assert_same(tmp_path, calm)
+
+
+def test_all_ranks_ask_together_and_go_on_when_no_node_leaves(inputs, calm, tmp_path):
+    results = run(train, 2, inputs, tmp_path, ("ask", 1, 3))
+    for outcome, news in results:
+        assert outcome == (EPOCHS, STEPS, 0, (), None)
+        assert news.count(ASKED) == 1
     assert_same(tmp_path, calm)
 
 

@@ -56,7 +56,7 @@ def test_the_same_command_on_a_finished_run_does_nothing(journey: Journey) -> No
 def test_a_killed_run_goes_on_by_the_same_command_and_ends_with_the_same_weights(journey: Journey) -> None:
     """kill -9 of the whole run after the first checkpoint; the finished run of the fixture is the reference.
 
-    All its processes at once, as when a machine fails: workers that outlive their driver alone may end the run.
+    All its processes at once, as when a machine fails: workers that outlive their driver may end the run.
     """
     killed = journey.run.with_name("killed")
     paths = (f"data.store={journey.store}", f"graph.location={journey.graphs}", f"output={killed.parent}")

@@ -8,7 +8,7 @@ rounding; a run that stops anywhere and starts again takes the steps and validat
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 
@@ -21,11 +21,13 @@ from txpert_dist.train.collective import broadcast_text, rank
 from txpert_dist.train.inputs import Inputs
 from txpert_dist.train.run import Hooks, Run, Start, find_start, prepare
 from txpert_dist.train.saving import Saver
-from txpert_dist.train.step import one_step
+from txpert_dist.train.step import Word, one_step
 from txpert_dist.train.validate import observe, validate
 
 Save = Callable[[int, int, dict[str, float]], None]
 """(whole epochs, steps, metrics): on all ranks together, write a checkpoint."""
+
+Early = Literal["told to stop", "a node leaves"]
 
 
 class Outcome(NamedTuple):
@@ -39,8 +41,8 @@ class Outcome(NamedTuple):
     """The step this process started from: 0, or the resumed checkpoint's."""
     damaged: tuple[str, ...]
     """Checkpoints that were passed over, one line each."""
-    told_to_stop: bool
-    """Whether it ended, with a checkpoint, because a rank was told to."""
+    early: Early | None
+    """Why it ended, with a checkpoint, before its time."""
 
 
 class Reached(NamedTuple):
@@ -49,7 +51,7 @@ class Reached(NamedTuple):
     epochs: int
     """Whole epochs done, and validated."""
     step: int
-    told_to_stop: bool = False
+    early: Early | None = None
 
 
 def fit(
@@ -82,7 +84,7 @@ def fit(
         reached = _train(run, start, last, save)
         run.profiler.close(reached.step)
         _agree(saver.finish() if rank() == 0 else "", device)
-    return Outcome(reached.epochs, reached.step, start.step, start.damaged, reached.told_to_stop)
+    return Outcome(reached.epochs, reached.step, start.step, start.damaged, reached.early)
 
 
 def _train(run: Run, start: Start, last: int, save: Save) -> Reached:
@@ -90,7 +92,7 @@ def _train(run: Run, start: Start, last: int, save: Save) -> Reached:
     reached = Reached(0 if start.state is None else start.state.epoch, start.step)
     best, observed = start.best, None
     per_epoch = run.loader.num_steps
-    while not reached.told_to_stop:
+    while not reached.early:
         if reached.step == (reached.epochs + 1) * per_epoch:
             started = time.perf_counter()
             if observed is None:
@@ -110,21 +112,28 @@ def _train(run: Run, start: Start, last: int, save: Save) -> Reached:
 
 
 def _steps_of_epoch(run: Run, reached: Reached, until: int, save: Save) -> Reached:
-    """Steps to ``until``, all of one epoch, or to the one at which a rank was told to stop."""
+    """Steps to ``until``, all of one epoch, or to the one after which training ends early."""
     run.engine.module.train()
     run.watch.restart()
     epoch, per_epoch = reached.epochs, run.loader.num_steps
     minibatches = cast(Generator[Minibatch], run.loader.epoch(epoch, reached.step - epoch * per_epoch))
     with closing(minibatches):
-        while reached.step < until and not reached.told_to_stop:
+        while reached.step < until and not reached.early:
             with run.profiler.step(reached.step + 1):
-                told = one_step(run, minibatches, reached.step)
-            reached = Reached(epoch, reached.step + 1, told)
+                word = one_step(run, minibatches, reached.step)
+            reached = Reached(epoch, reached.step + 1, _early(run, word))
             run.hooks.progress("train", reached.step, run.num_steps)
             within = reached.step % per_epoch != 0  # at the epoch's end validation comes first
-            if told or (within and (reached.step == until or _due_within(run, reached.step))):
+            if reached.early or (within and (reached.step == until or _due_within(run, reached.step))):
                 save(*reached[:2], {})
     return reached
+
+
+def _early(run: Run, word: Word) -> Early | None:
+    """Why to end now, if there is a reason; the same on every rank."""
+    if word.told_to_stop:
+        return "told to stop"
+    return "a node leaves" if word.time_to_ask and run.hooks.node_leaves() else None
 
 
 def _due(run: Run, reached: Reached) -> bool:

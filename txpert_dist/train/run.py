@@ -49,6 +49,10 @@ class Hooks(NamedTuple):
     """An epoch's metrics and number, when it is done."""
     told_to_stop: Callable[[], bool] = lambda: False
     """Asked every step: whether this rank was told to end the run, with a checkpoint, before its time."""
+    time_to_ask: Callable[[], bool] = lambda: False
+    """Asked every step: whether all ranks should ask ``node_leaves`` now."""
+    node_leaves: Callable[[], bool] = lambda: False
+    """Asked on all ranks together, now and then: whether a node of theirs will be taken away soon."""
     keep_records: Callable[[], None] = lambda: None
     """Called before a checkpoint is sealed, from its thread: what was told so far must survive a kill."""
     artefact: Callable[[Path], None] = lambda _: None

@@ -45,6 +45,15 @@ class Terms(NamedTuple):
         return self.squared + 2 * weight * self.divergence
 
 
+class Word(NamedTuple):
+    """What ranks have to say beside the numbers; the same on every rank."""
+
+    told_to_stop: bool
+    """Whether a rank was."""
+    time_to_ask: bool
+    """Whether it is time that all ask for nodes that leave."""
+
+
 class _Global(NamedTuple):
     """Sums over ranks."""
 
@@ -53,10 +62,12 @@ class _Global(NamedTuple):
     cells: float
     told_to_stop: float
     """How many ranks were."""
+    time_to_ask: float
+    """How many ranks say so."""
 
 
-def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> bool:
-    """Take step number ``step`` (from 0); returns whether a rank was told to stop, the same on every rank.
+def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> Word:
+    """Take step number ``step`` (from 0) and hear what the ranks say.
 
     Raises ``TrainingError`` on every rank; see this module.
     """
@@ -89,7 +100,7 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> bool:
         metrics = {"train/loss": loss, "train/learning_rate": rate}
         metrics |= {"train/gradient_norm": stepped.gradient_norm} | _parts(run, total) | run.watch.report()
         run.hooks.metrics(metrics, step + 1)
-    return total.told_to_stop > 0
+    return Word(total.told_to_stop > 0, total.time_to_ask > 0)
 
 
 def loss_terms(prediction: Prediction, batch: DenseBatch) -> Terms:
@@ -166,7 +177,8 @@ def _sum(run: Run, seen: Sequence[Terms], cells: int) -> _Global:
     squared, divergence = (
         torch.stack([x.detach().double() for x in part]).sum() for part in zip(*seen, strict=True)
     )
-    counts = (squared.new_tensor(number) for number in (cells, run.hooks.told_to_stop()))
+    said = (cells, run.hooks.told_to_stop(), run.hooks.time_to_ask())
+    counts = (squared.new_tensor(number) for number in said)
     return _Global(*sum_in_place(torch.stack([squared, divergence, *counts])).tolist())
 
 

@@ -29,6 +29,7 @@ from txpert_dist.train.graph_actor import node_snapshot, offered
 from txpert_dist.train.graphs import with_graphs
 from txpert_dist.train.inputs import open_inputs
 from txpert_dist.train.mirror import MirrorError, open_mirror, restore, upload
+from txpert_dist.train.notices import Notices
 from txpert_dist.train.progress import ProgressFile, followed
 from txpert_dist.train.run_folder import absolute, claimed, existing_record, git_commit, pinned_snapshot
 from txpert_dist.train.session import Ended, TrainResult, finished, record_run, result
@@ -53,6 +54,7 @@ _ELASTIC = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60"}  # with a lost node 
 _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also what reporting an epoch costs
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # some clouds leave a node half a minute
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # a tracking server that is down must cost seconds, not the minutes of MLflow's defaults
@@ -147,7 +149,7 @@ def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) 
             if config.cluster.graph_service:
                 offered(config)  # what is wrong with it is said before workers start
             answer = attended(
-                partial(_fit_on_ray, config, task),
+                partial(_fit_while_nodes_leave, config, task, progress),
                 ear,
                 claim,
                 deadline_s=config.train.stop_deadline_s,
@@ -159,6 +161,17 @@ def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) 
     if "error" in answer:
         raise _user_error(*answer["error"])
     return Ended(answer["started_at"], tuple(answer["damaged"]), answer["lost_metrics"])
+
+
+def _fit_while_nodes_leave(config: Config, task: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Rank 0's answer; a group that ended because a node of its is taken away is followed by another.
+
+    Not by an error in the workers, which Ray Train would count as a failure of theirs.
+    """
+    while (answer := _fit_on_ray(config, task)).get("left_at") is not None:
+        step = answer["left_at"]
+        progress(f"a node is taken away: a checkpoint is written at step {step:,}; going on elsewhere", 0, 0)
+    return answer
 
 
 def _fit_on_ray(config: Config, task: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +246,7 @@ def _fit(config: Config, record: RunRecord, commit: str, start: str) -> dict[str
 
     told = _told()
     first = ray.train.get_context().get_world_rank() == 0
+    notices = Notices(first=first)
     claim = join(config.run_folder, start) if first else None
     writer = MetricWriter(record, system_metrics=True) if first else None
     progress = ProgressFile(config.run_folder / PROGRESS) if first else _silent
@@ -255,6 +269,8 @@ def _fit(config: Config, record: RunRecord, commit: str, start: str) -> dict[str
         metrics=measured,
         epoch=tell,
         told_to_stop=told.is_set,
+        time_to_ask=notices.time_to_ask,
+        node_leaves=notices.node_leaves,
         keep_records=writer.keep if writer else lambda: None,
         artefact=writer.artefact if writer else lambda _path: None,
     )
@@ -276,7 +292,8 @@ def _fit(config: Config, record: RunRecord, commit: str, start: str) -> dict[str
         "started_at": outcome.started_at,
         "damaged": outcome.damaged,
         "lost_metrics": lost,
-        "stopped_at": outcome.step if outcome.told_to_stop else None,
+        "stopped_at": outcome.step if outcome.early == "told to stop" else None,
+        "left_at": outcome.step if outcome.early == "a node leaves" else None,
     }
 
 
