@@ -448,9 +448,9 @@ class Cluster(Section):
     """CPUs that Ray reserves for each."""
     use_gpu: bool = False
     """One GPU for each worker."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well, 3 parameters too. A lone
-    worker, with whom nobody shares, has no use for 1 and 2."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: 0 shards nothing, 1 the optimiser state, 2 gradients as well, 3 parameters too. For
+    models far larger than TxPert's own, whose steps it makes slower and whose memory it does not save."""
     offload_optimizer: bool = False
     """Keep the optimiser's state, and take its steps, in the host's memory; with zero_stage 1 to 3."""
     partition_nodes: bool = False

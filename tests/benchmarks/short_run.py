@@ -38,10 +38,9 @@ def short_run(config: Path, folder: Path, num_steps: int, *, tree: Path = ROOT) 
     """
     most = 0.0
     wanted = WARM + num_steps // LOG_EVERY
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    with subprocess.Popen(
-        [str(TXPERT), "train", str(config)], stdout=subprocess.DEVNULL, env=environment
-    ) as command:
+    environment = {**os.environ, "PYTHONPATH": str(tree)}  # Ray's workers look in the working folder first
+    command_line = [str(TXPERT), "train", str(config)]
+    with subprocess.Popen(command_line, stdout=subprocess.DEVNULL, env=environment, cwd=tree) as command:
         while command.poll() is None and len(_history(folder, "train/loss")) < wanted:
             time.sleep(_LOOK_EVERY_S)
             most = max([most, *_memory_of_workers(command.pid)])

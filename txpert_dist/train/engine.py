@@ -108,7 +108,8 @@ def build_engine(
         lr_scheduler=scheduler,
         config=deepspeed_settings(config, micro_batch=config.train.minibatch_size // world_size()),
     )
-    return Engine(engine, adamw, _stage(config), device.type, bf16=config.train.precision == "bf16")
+    stage = config.cluster.zero_stage
+    return Engine(engine, adamw, stage, device.type, bf16=config.train.precision == "bf16")
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:
@@ -179,16 +180,10 @@ def restore_optimiser_state(engine: Engine, state: Mapping[str, Tensor], *, step
 
 
 def _zero_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {"stage": _stage(config)}
+    settings: dict[str, Any] = {"stage": config.cluster.zero_stage}
     if config.cluster.offload_optimizer:
         settings["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.use_gpu}
     return settings
-
-
-def _stage(config: Config) -> int:
-    """ZeRO's stage: 0 where a lone worker would only copy its parameters and gradients to and fro."""
-    stage = config.cluster.zero_stage
-    return 0 if world_size() == 1 and stage < 3 and not config.cluster.offload_optimizer else stage
 
 
 def _quieten(device: torch.device) -> None:
