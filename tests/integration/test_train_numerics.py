@@ -38,7 +38,7 @@ def train(_rank, world, inputs, output, sections, max_steps=None):
         **sections
         | {
             "train": {"epochs": EPOCHS, "minibatch_size": 32, "log_every": 1} | sections["train"],
-            "cluster": {"num_workers": world, "zero_stage": 1} | sections["cluster"],
+            "cluster": {"num_workers": world} | sections["cluster"],
         },
     )
     losses, epochs = {}, {}

@@ -2,41 +2,28 @@
 
 Enters: arrays whose sizes fit and whose indices are in range (the callers' edge tables see to both). Leaves:
 arrays of the caller, filled. Invariants: vectors are only gathered, never scattered, so what a call writes
-depends on its span of rows alone, and not on which thread makes the call; no kernel holds the interpreter's
-lock; no [E, H, N] array exists.
+depends on its span of rows alone, and not on which thread makes the call; no [E, H, N] array exists.
 
-Compilation may reorder a sum's terms and join products with sums, the same way each time; it may not assume
-that there are no infinities or NaN. Loops over vectors take four edges at once: a vector's partial sums are
-then read and written a quarter as often, and four rows are on their way from memory. A vector is named by the
-array and where in it it begins, indices are unsigned, and arrays are taken out of their tuples before the
-loops: a slice costs as much as adding a vector, an index that could be negative the vector instructions, and
-every name for an array a counted reference, for which threads would wait.
+A row's edges are gone through once for each piece of a vector's width, with what is summed over them in the
+processor's registers: ``_Vector`` is such a piece. What a compiler makes of a plain loop over the width reads
+and writes those sums once an edge. So the width is cut into pieces of 64 numbers, the rest into pieces of 16,
+then of one. What a row has for each edge lies side by side in scratch meanwhile.
+
+All that is compiled into these loops is in this file (see ``compiled``).
 """
 
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
-import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-Compiled = TypeVar("Compiled", bound=Callable[..., Any])
-Reals = NDArray[Any]
-Integers = NDArray[np.int64]
-Span = tuple[int, int]
-"""First row and the row after the last."""
-Edges4 = tuple[int, int, int, int]
-Four = tuple[np.uint64, np.uint64, np.uint64, np.uint64]
-"""Where four vectors begin."""
-Numbers = tuple[Any, Any, Any, Any]
-"""Of four edges."""
-_U = np.uint64
-
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz"},
-}
+from txpert_dist.model.attention.compiled import Integers, Reals, Span, compiled, inlined
 
 
 class Rows(NamedTuple):
@@ -146,69 +133,221 @@ class PatternGradients(NamedTuple):
     """(S * M,)"""
 
 
-def compiled(function: Compiled) -> Compiled:
-    """``function``, compiled when first called; the machine code is kept for later processes."""
-    try:
-        return cast(Compiled, numba.njit(cache=True, **_OPTIONS)(function))
-    except RuntimeError:  # nowhere to keep it: a read-only installation without a home folder
-        return cast(Compiled, numba.njit(**_OPTIONS)(function))
+class _Vector(types.Type):  # type: ignore[misc]  # numba has no types for mypy
+    """Some numbers side by side, in registers."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
 
 
-def inlined(function: Compiled) -> Compiled:
-    """``function``, compiled into whatever compiled function calls it: a call costs as much as its loop."""
-    return cast(Compiled, numba.njit(forceinline=True, **_OPTIONS)(function))
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, vector: _Vector) -> None:
+        number = ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType()
+        super().__init__(manager, vector, ir.VectorType(number, vector.lanes))
 
 
-@compiled
-def order_by(key_E: Integers, order_E: Integers, indptr: Integers, count: Integers) -> None:
-    """Counting sort of ``order_E``, which comes in some order, by ``key_E[order_E]``; equal keys keep theirs.
+_FAST = ("reassoc", "contract", "nsz")
+_WIDE, _NARROW = 64, 16
+_U = np.uint64
+"""Of an index that is never negative: one that could be costs a loop its vector instructions."""
 
-    Fills ``indptr`` with where each key's entries begin; ``count`` (E,) is scratch.
-    """
-    indptr[:] = 0
-    for entry in range(len(key_E)):
-        indptr[key_E[entry] + 1] += 1
-    for key in range(len(indptr) - 1):
-        indptr[key + 1] += indptr[key]
-    place = indptr[:-1].copy()
-    for entry in range(len(order_E)):
-        key = key_E[order_E[entry]]
-        count[place[key]] = order_E[entry]
-        place[key] += 1
-    order_E[:] = count
+
+def _operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation given by its instructions."""
+    return cast("Callable[..., Any]", intrinsic(function))
+
+
+def _zeros(lanes: int) -> Callable[..., Any]:
+    def zeros(_: Any, array: Any) -> Any:
+        def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return ir.Constant(context.get_value_type(signature.return_type), None)
+
+        return _Vector(array.dtype, lanes)(array), instructions
+
+    return _operation(zeros)
+
+
+_wide, _narrow, _single = _zeros(_WIDE), _zeros(_NARROW), _zeros(1)
+
+
+@_operation
+def _load(_: Any, like: Any, array: Any, index: Any) -> Any:
+    """The array's numbers from ``index`` on, as many as ``like`` has."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        place = _place(context, builder, signature.args[1:], values[1:], kind)
+        return builder.load(place, align=_bytes(kind), typ=kind)
+
+    return _Vector(array.dtype, like.lanes)(like, array, index), instructions
+
+
+@_operation
+def _store(_: Any, value: Any, array: Any, index: Any) -> Any:
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        place = _place(context, builder, signature.args[1:], values[1:], kind)
+        builder.store(values[0], place, align=_bytes(kind))
+        return context.get_dummy_value()
+
+    return types.void(value, array, index), instructions
+
+
+def _place(context: Any, builder: Any, kinds: Any, values: Any, kind: Any) -> Any:
+    view = context.make_array(kinds[0])(context, builder, values[0])
+    index = context.cast(builder, values[1], kinds[1], types.intp)
+    return builder.bitcast(builder.gep(view.data, [index]), kind.as_pointer())
+
+
+def _bytes(kind: Any) -> int:
+    return 4 if isinstance(kind.element, ir.FloatType) else 8
+
+
+@_operation
+def _spread(_: Any, like: Any, number: Any) -> Any:
+    """The number, as often as ``like`` has numbers."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        number = context.cast(builder, values[1], signature.args[1], like.dtype)
+        none, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), None)
+        return builder.shuffle_vector(builder.insert_element(none, number, first), none, everywhere)
+
+    return like(like, number), instructions
+
+
+@_operation
+def _total(_: Any, vector: Any) -> Any:
+    """The sum of a vector's numbers."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = _function(builder, "vector.reduce.fadd", kind.element, kind.element, kind)
+        zero = ir.Constant(kind.element, 0.0)
+        return builder.call(function, [zero, values[0]], fastmath=("reassoc", "nsz"))
+
+    return vector.dtype(vector), instructions
+
+
+@_operation
+def _choose(_: Any, a: Any, b: Any, greater: Any, other: Any) -> Any:
+    """``greater`` where a is greater than b, ``other`` where it is not, and where one of them is NaN."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", values[0], values[1]), values[2], values[3])
+
+    return a(a, b, greater, other), instructions
+
+
+@_operation
+def _exp(_: Any, vector: Any) -> Any:
+    """Within two units in the last place in single precision; double is the C library's."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        if kind.element == ir.DoubleType():
+            return builder.call(_function(builder, "exp", kind, kind), [values[0]])
+        return _exp_instructions(builder, values[0])
+
+    return vector(vector), instructions
+
+
+# exp(x) = 2^n exp(r) with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2, where Taylor's series up to
+# the seventh power is exact to 2^-27. ln 2 comes in two parts, the first short enough for n times it to be
+# exact. n is added to the exponent: products could be reordered to ones that overflow.
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_LOWEST, _HIGHEST = -87.336541, 88.7228317
+"""Of the logarithms of normal numbers in single precision; the result is 0 below and infinite above."""
+
+
+def _exp_instructions(builder: Any, x: Any) -> Any:
+    kind, whole = x.type, ir.VectorType(ir.IntType(32), x.type.count)
+
+    def number(value: float) -> Any:
+        return ir.Constant(kind, [value] * kind.count)
+
+    def times_plus(a: Any, b: Any, c: Any) -> Any:
+        return builder.call(_function(builder, "fma", kind, kind, kind, kind), [a, b, c])
+
+    ratio = builder.fmul(x, number(1.4426950408889634))
+    n = builder.call(_function(builder, "rint", kind, kind), [ratio])
+    r = times_plus(n, number(-_LN2_LOW), times_plus(n, number(-_LN2_HIGH), x))
+    result = number(1 / 5040)
+    for factor in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        result = times_plus(result, r, number(factor))
+    # NaN has no integer, and stays in the result
+    n = builder.fptosi(builder.select(builder.fcmp_ordered("ord", n, n), n, number(0.0)), whole)
+    shift = builder.shl(n, ir.Constant(whole, [23] * kind.count))
+    result = builder.bitcast(builder.add(builder.bitcast(result, whole), shift), kind)
+    result = builder.select(builder.fcmp_ordered("<", x, number(_LOWEST)), number(0.0), result)
+    return builder.select(builder.fcmp_ordered(">", x, number(_HIGHEST)), number(float("inf")), result)
+
+
+def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function that the compiler knows, for the last argument's kind of vector."""
+    kind = arguments[-1]
+    name = f"llvm.{name}.v{kind.count}f{8 * _bytes(kind)}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _arithmetic(operation: Any, instruction: str) -> None:
+    @_operation
+    def of_two(_: Any, a: Any, b: Any) -> Any:
+        def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return getattr(builder, instruction)(values[0], values[1], flags=_FAST)
+
+        return a(a, b), instructions
+
+    @overload(operation, inline="always", strict=False)  # type: ignore[untyped-decorator]
+    def of_vectors(a: Any, b: Any) -> Any:
+        if isinstance(a, _Vector) and isinstance(b, _Vector):
+            return lambda a, b: of_two(a, b)
+        return None
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
 
 
 @compiled
 def gatv2_forward(span: Span, edges: Edges, inputs: Gatv2, keep_EH: Reals, kept: Gatv2Kept) -> None:
     """Attention weights and outputs of the targets in ``span``; ``keep_EH`` may be empty."""
     indptr, source, _ = edges
-    (x, x_stride), (y, y_stride), a, slope, feature_EK, projection = inputs
+    x, y, a, _, _, _ = inputs
     out, weight_EH, kept_EH = kept
     heads = weight_EH.shape[1]
     width = len(a) // heads
-    base = np.empty(width, a.dtype)
+    score = _scratch(indptr, span, a)
     for i in range(span[0], span[1]):
         begin, end = indptr[i], indptr[i + 1]
-        wide = begin if feature_EK.shape[1] else end
         for h in range(heads):
-            shift, out_at = h * width, (i * heads + h) * width
-            y_at = i * y_stride + shift
-            for k in range(begin, wide, 4):
-                edge = _four(k, end)
-                at = _begin(source, edge, x_stride, shift)
-                _put(_scores(x, at, y, y_at, a, shift, slope, width), edge, h, weight_EH)
-            for k in range(wide, end):
-                _base(y, y_at, feature_EK, projection, k, shift, base)
-                weight_EH[k, h] = _score(x, source[k] * x_stride + shift, base, a, shift, slope)
-            _softmax(weight_EH, h, begin, end, weight_EH)
+            shift = h * width
+            row = begin, end, i * y.stride + shift, shift
+            score[: end - begin] = 0
+            _pieces(_add_scores, width, a, (row, source, inputs, score))
+            _softmax(score, end - begin)
+            for k in range(begin, end):
+                weight_EH[k, h] = score[k - begin]
             if len(keep_EH):
                 for k in range(begin, end):
-                    kept_EH[k, h] = weight_EH[k, h] * keep_EH[k, h]
-            _zero(out, out_at, width)
-            for k in range(begin, end, 4):
-                edge = _four(k, end)
-                w = _valid(_get(kept_EH, edge, h), k, end)
-                _add_four(out, out_at, w, x, _begin(source, edge, x_stride, shift), width)
+                    score[k - begin] *= keep_EH[k, h]
+                    kept_EH[k, h] = score[k - begin]
+            _pieces(_set_sum, width, a, (begin, end, source, x, shift, score, out, (i * heads + h) * width))
+
+
+@inlined
+def _add_scores(zero: Any, c: int, given: Any) -> None:
+    row, source, inputs, score = given
+    begin, end, y_at, shift = row
+    x, y, a, slope, _, _ = inputs
+    y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
+    for k in range(begin, end):
+        z = _load(zero, x.flat, source[k] * x.stride + shift + c) + _featured(zero, y_c, inputs, k, shift + c)
+        score[k - begin] += _total(a_c * _leaky(zero, z, slopes))
 
 
 @compiled
@@ -227,132 +366,193 @@ def gatv2_targets(
     ``pair_E2H`` gets what the sources need of each edge: its weight times the multiplier, and g.
     """
     indptr, source, _ = edges
-    (x, x_stride), (y, y_stride), a, slope, feature_EK, projection = inputs
-    (d_flat, d_stride), (out, weight_EH, kept_EH), (dy, da, dp) = d, kept, gradients
+    x, y, a, _, feature_EK, _ = inputs
+    (out, weight_EH, kept_EH), (dy, da, dp) = kept, gradients
     heads, num_features = weight_EH.shape[1], feature_EK.shape[1]
     width = len(a) // heads
-    base, up, level = np.empty(width, a.dtype), np.empty(width, a.dtype), np.empty(width, a.dtype)
+    g, level = _scratch(indptr, span, a), np.empty(width, a.dtype)
     steps = np.empty(num_features * width, a.dtype)
     for i in range(span[0], span[1]):
         begin, end = indptr[i], indptr[i + 1]
-        wide = begin if num_features else end
         for h in range(heads):
             shift, out_at = h * width, (i * heads + h) * width
-            y_at, d_at = i * y_stride + shift, i * d_stride + shift
-            mean, total = _dot(d_flat, d_at, out, out_at, width), a.dtype.type(0)
-            up[:], level[:], steps[:] = 0, 0, 0
-            for k in range(begin, wide, 4):
-                edge = _four(k, end)
-                at = _begin(source, edge, x_stride, shift)
-                dots = _dots(x, at, d_flat, d_at, width)
-                g = _valid(_shares(weight_EH, kept_EH, edge, h, dots, mean, pair_E2H), k, end)
-                total += (g[0] + g[1]) + (g[2] + g[3])
-                _add_levels(g, x, at, y, y_at, slope, up, level)
-            for k in range(wide, end):
-                at_k = source[k] * x_stride + shift
-                g_k = _share(weight_EH, kept_EH, k, h, _dot(x, at_k, d_flat, d_at, width), mean, pair_E2H)
+            d_at = i * d.stride + shift
+            mean, total = _dot(d.flat, d_at, out, out_at, width), a.dtype.type(0)
+            g[: end - begin], steps[:] = 0, 0
+            _pieces(_add_dots, width, a, (begin, end, source, x, shift, d.flat, d_at, g))
+            for k in range(begin, end):
+                kept_k = kept_EH[k, h]
+                g_k = kept_k * g[k - begin] - weight_EH[k, h] * mean
+                pair_E2H[k, h], pair_E2H[k, heads + h], g[k - begin] = kept_k, g_k, g_k
                 total += g_k
-                _base(y, y_at, feature_EK, projection, k, shift, base)
-                _add_level(g_k, x, at_k, base, slope, up, level)
-                for feature in range(num_features):
-                    part = g_k * feature_EK[k, feature]
-                    _add_steps(part, slope * part, x, at_k, base, steps, feature * width)
-            _zero(dy, out_at, width)
-            _add_slopes(a, shift, slope, up, total, dy, out_at)
+            row = begin, end, i * y.stride + shift, shift
+            _pieces(_set_target, width, a, (row, source, inputs, g, total, steps, level, dy, out_at))
             _add(da, block * len(a) + shift, 1.0, level, 0, width)
             for feature in range(num_features):
                 dp_at = (block * num_features + feature) * len(a) + shift
                 _add_product(steps, feature * width, a, shift, dp, dp_at, width)
 
 
+@inlined
+def _set_target(zero: Any, c: int, given: Any) -> None:
+    """Of one target: y's gradient, and what goes to a and, before it is multiplied by a, to the features."""
+    row, source, inputs, g, total, steps, level, dy, out_at = given
+    begin, end, y_at, shift = row
+    x, y, a, slope, feature_EK, _ = inputs
+    y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
+    up, levels = zero, zero
+    for k in range(begin, end):
+        z = _load(zero, x.flat, source[k] * x.stride + shift + c) + _featured(zero, y_c, inputs, k, shift + c)
+        g_k = _spread(zero, g[k - begin])
+        up = up + _choose(z, zero, g_k, zero)
+        levels = levels + g_k * _leaky(zero, z, slopes)
+        for feature in range(feature_EK.shape[1]):
+            at = feature * len(level) + c
+            step = _choose(z, zero, g_k, g_k * slopes) * _spread(zero, feature_EK[k, feature])
+            _store(_load(zero, steps, at) + step, steps, at)
+    _store(levels, level, c)
+    _store(_sloped(zero, a_c, slope, up, total), dy, out_at + c)
+
+
 @compiled
 def gatv2_sources(span: Span, edges: Edges, inputs: Gatv2, d: Rows, pair_E2H: Reals, dx: Reals) -> None:
     """Gradients of x by source."""
-    indptr, target, number = edges
-    (x, x_stride), (y, y_stride), a, slope, feature_EK, projection = inputs
-    d_flat, d_stride = d
+    indptr, _, number = edges
+    x, _, a, _, _, _ = inputs
     heads = pair_E2H.shape[1] // 2
-    width, zero = len(a) // heads, a.dtype.type(0)
-    base, up = np.empty(width, a.dtype), np.empty(width, a.dtype)
+    width = len(a) // heads
+    w, g = _scratch(indptr, span, a), _scratch(indptr, span, a)
     for j in range(span[0], span[1]):
         begin, end = indptr[j], indptr[j + 1]
-        wide = begin if feature_EK.shape[1] else end
         for h in range(heads):
-            shift, dx_at = h * width, (j * heads + h) * width
-            x_at, total = j * x_stride + shift, zero
-            _zero(dx, dx_at, width)
-            up[:] = 0
-            for k in range(begin, wide, 4):
-                edge = _four(k, end)
-                there = _numbers(number, edge)
-                w, g = (
-                    _valid(_get(pair_E2H, there, h), k, end),
-                    _valid(_get(pair_E2H, there, heads + h), k, end),
-                )
-                total += (g[0] + g[1]) + (g[2] + g[3])
-                _add_four(dx, dx_at, w, d_flat, _begin(target, edge, d_stride, shift), width)
-                _add_ups(g, x, x_at, y, _begin(target, edge, y_stride, shift), up)
-            for k in range(wide, end):
-                w_k, g_k = pair_E2H[number[k], h], pair_E2H[number[k], heads + h]
-                total += g_k
-                _add(dx, dx_at, w_k, d_flat, target[k] * d_stride + shift, width)
-                _base(y, target[k] * y_stride + shift, feature_EK, projection, number[k], shift, base)
-                _add_steps(g_k, zero, x, x_at, base, up, 0)
-            _add_slopes(a, shift, slope, up, total, dx, dx_at)
+            shift, total = h * width, a.dtype.type(0)
+            for k in range(begin, end):
+                w[k - begin], g[k - begin] = pair_E2H[number[k], h], pair_E2H[number[k], heads + h]
+                total += g[k - begin]
+            row = begin, end, j * x.stride + shift, shift
+            _pieces(_set_source, width, a, (row, edges, inputs, d, w, g, total, dx, (j * heads + h) * width))
+
+
+@inlined
+def _set_source(zero: Any, c: int, given: Any) -> None:
+    row, edges, inputs, d, w, g, total, dx, dx_at = given
+    begin, end, x_at, shift = row
+    _, target, number = edges
+    x, y, a, slope, _, _ = inputs
+    x_c, a_c = _load(zero, x.flat, x_at + c), _load(zero, a, shift + c)
+    result, up = zero, zero
+    for k in range(begin, end):
+        y_k = _load(zero, y.flat, target[k] * y.stride + shift + c)
+        z = x_c + _featured(zero, y_k, inputs, number[k], shift + c)
+        d_k = _load(zero, d.flat, target[k] * d.stride + shift + c)
+        result = result + _spread(zero, w[k - begin]) * d_k
+        up = up + _choose(z, zero, _spread(zero, g[k - begin]), zero)
+    _store(result + _sloped(zero, a_c, slope, up, total), dx, dx_at + c)
+
+
+@inlined
+def _featured(zero: Any, y_c: Any, inputs: Gatv2, k: int, at: int) -> Any:
+    """y and what an edge's features add to it."""
+    _, _, a, _, feature_EK, projection = inputs
+    for feature in range(feature_EK.shape[1]):
+        y_c = y_c + _spread(zero, feature_EK[k, feature]) * _load(zero, projection, feature * len(a) + at)
+    return y_c
+
+
+@inlined
+def _leaky(zero: Any, z: Any, slopes: Any) -> Any:
+    return _choose(z, zero, z, slopes * z)
+
+
+@inlined
+def _sloped(zero: Any, a_c: Any, slope: Any, up: Any, total: Any) -> Any:
+    """a times the sum of g l', from the sum of g where z is positive and the sum of all g.
+
+    The latter is 0 but for rounding, and makes NaN of all numbers when one edge has it.
+    """
+    return a_c * (_spread(zero, type(slope)(1) - slope) * up + _spread(zero, slope * total))
 
 
 @compiled
 def weighted_rows(span: Span, edges: Edges, weight_EH: Reals, x: Rows, out: Reals, width: int) -> None:
     """Sums of weight times other end over the edges of each row in ``span``."""
     indptr, other, number = edges
-    x_flat, x_stride = x
     heads, direct = weight_EH.shape[1], len(number) == 0
+    weight = _scratch(indptr, span, out)
     for i in range(span[0], span[1]):
         begin, end = indptr[i], indptr[i + 1]
         for h in range(heads):
+            for k in range(begin, end):
+                weight[k - begin] = weight_EH[k if direct else number[k], h]
             shift, out_at = h * width, (i * heads + h) * width
-            _zero(out, out_at, width)
-            for k in range(begin, end, 4):
-                edge = _four(k, end)
-                there = edge if direct else _numbers(number, edge)
-                w = _valid(_get(weight_EH, there, h), k, end)
-                _add_four(out, out_at, w, x_flat, _begin(other, edge, x_stride, shift), width)
+            _pieces(_set_sum, width, out, (begin, end, other, x, shift, weight, out, out_at))
+
+
+@inlined
+def _set_sum(zero: Any, c: int, given: Any) -> None:
+    """The sum of weight times vector over the edges from begin to end."""
+    begin, end, other, x, shift, weight, out, out_at = given
+    result = zero
+    for k in range(begin, end):
+        x_k = _load(zero, x.flat, other[k] * x.stride + shift + c)
+        result = result + _spread(zero, weight[k - begin]) * x_k
+    _store(result, out, out_at + c)
 
 
 @compiled
 def edge_dots(span: Span, edges: Edges, d: Rows, x: Rows, width: int, dot_EH: Reals) -> None:
     """The inner product of both ends of each edge of the rows in ``span``."""
     indptr, source, _ = edges
-    x_flat, x_stride = x
-    d_flat, d_stride = d
+    dot = _scratch(indptr, span, dot_EH)
     for i in range(span[0], span[1]):
         begin, end = indptr[i], indptr[i + 1]
         for h in range(dot_EH.shape[1]):
-            shift, d_at = h * width, i * d_stride + h * width
-            for k in range(begin, end, 4):
-                edge = _four(k, end)
-                at = _begin(source, edge, x_stride, shift)
-                _put(_dots(x_flat, at, d_flat, d_at, width), edge, h, dot_EH)
+            shift = h * width
+            dot[: end - begin] = 0
+            _pieces(_add_dots, width, dot, (begin, end, source, x, shift, d.flat, i * d.stride + shift, dot))
+            for k in range(begin, end):
+                dot_EH[k, h] = dot[k - begin]
+
+
+@inlined
+def _add_dots(zero: Any, c: int, given: Any) -> None:
+    """Add each edge's inner product of its other end with one vector."""
+    begin, end, other, x, shift, vector, at, dot = given
+    vector_c = _load(zero, vector, at + c)
+    for k in range(begin, end):
+        dot[k - begin] += _total(_load(zero, x.flat, other[k] * x.stride + shift + c) * vector_c)
 
 
 @compiled
 def edge_sums(span: Span, edges: Edges, value_EN: Reals, out: Reals) -> None:
     """Sums over the edges of each row in ``span``."""
     indptr, _, number = edges
-    width, direct, one = value_EN.shape[1], len(number) == 0, value_EN.dtype.type(1)
-    value = value_EN.reshape(value_EN.size)
+    width, value = value_EN.shape[1], value_EN.reshape(value_EN.size)
     for i in range(span[0], span[1]):
-        _zero(out, i * width, width)
-        for k in range(indptr[i], indptr[i + 1]):
-            _add(out, i * width, one, value, (k if direct else number[k]) * width, width)
+        _pieces(_set_edge_sum, width, out, (indptr[i], indptr[i + 1], number, value, width, out, i * width))
+
+
+@inlined
+def _set_edge_sum(zero: Any, c: int, given: Any) -> None:
+    begin, end, number, value, width, out, out_at = given
+    result = zero
+    for k in range(begin, end):
+        result = result + _load(zero, value, (number[k] if len(number) else k) * width + c)
+    _store(result, out, out_at + c)
 
 
 @compiled
 def softmax_rows(span: Span, indptr: Integers, score_EH: Reals, weight_EH: Reals) -> None:
     """Softmax over the edges of each row in ``span``."""
+    score = _scratch(indptr, span, score_EH)
     for i in range(span[0], span[1]):
+        begin, end = indptr[i], indptr[i + 1]
         for h in range(score_EH.shape[1]):
-            _softmax(score_EH, h, indptr[i], indptr[i + 1], weight_EH)
+            for k in range(begin, end):
+                score[k - begin] = score_EH[k, h]
+            _softmax(score, end - begin)
+            for k in range(begin, end):
+                weight_EH[k, h] = score[k - begin]
 
 
 @compiled
@@ -374,31 +574,59 @@ def pattern_forward(
     span: Span, groups: Groups, limits: tuple[float, float], inputs: Pattern, kept: PatternKept
 ) -> None:
     """Weighted means of the targets in ``span``; ``limits`` are clip and epsilon."""
-    row_indptr, indptr, pattern, source, _, _ = groups
-    (query, query_stride), (key, key_stride), (value, value_stride), feature, bias_RH, gate, width = inputs
+    row_indptr, indptr, pattern, _, _, _ = groups
     out, weight_EH = kept
-    heads, one = weight_EH.shape[1], out.dtype.type(1)
-    near, part = np.empty(width, out.dtype), np.empty(width, out.dtype)
+    heads, width, one = weight_EH.shape[1], inputs.width, out.dtype.type(1)
+    score = _scratch_of_groups(row_indptr, indptr, span, out)
     for i in range(span[0], span[1]):
+        first, last = row_indptr[i], row_indptr[i + 1]
+        begin, end = indptr[first], indptr[last]
         for h in range(heads):
-            shift, out_at, total = h * width, (i * heads + h) * width, out.dtype.type(0)
-            _zero(out, out_at, width)
-            for group in range(row_indptr[i], row_indptr[i + 1]):
-                term_at, bias = (pattern[group] * heads + h) * width, bias_RH[pattern[group], h]
-                _multiply(query, i * query_stride + shift, feature, term_at, near)
-                part[:] = 0
-                begin, end = indptr[group], indptr[group + 1]
-                for k in range(begin, end, 4):
-                    edge = _four(k, end)
-                    s = _dots(key, _begin(source, edge, key_stride, shift), near, 0, width)
-                    w = _valid(_powers(s, bias, limits[0], weight_EH, edge, h), k, end)
-                    total += (w[0] + w[1]) + (w[2] + w[3])
-                    _add_four(part, 0, w, value, _begin(source, edge, value_stride, shift), width)
-                _add_gated(part, gate, term_at, out, out_at)
+            row = i, h, heads, begin, first, last
+            for group in range(first, last):
+                for k in range(indptr[group], indptr[group + 1]):
+                    score[k - begin] = inputs.bias_RH[pattern[group], h]
+            _pieces(_add_group_scores, width, out, (row, groups, inputs, score))
+            _clipped_powers(score, end - begin, limits[0])
+            total = out.dtype.type(0)
+            for k in range(end - begin):
+                total += abs(score[k])
             share = one / (total + limits[1])
-            _scale(out, out_at, share, width)
-            for k in range(indptr[row_indptr[i]], indptr[row_indptr[i + 1]]):
-                weight_EH[k, h] *= share
+            for k in range(begin, end):
+                weight_EH[k, h] = score[k - begin] * share
+                score[k - begin] = abs(weight_EH[k, h])
+            _pieces(_set_mean, width, out, (row, groups, inputs, score, out))
+
+
+@inlined
+def _add_group_scores(zero: Any, c: int, given: Any) -> None:
+    row, groups, inputs, score = given
+    i, h, heads, start, first, last = row
+    _, indptr, pattern, source, _, _ = groups
+    query, key, _, feature, _, _, width = inputs
+    shift = h * width
+    query_c = _load(zero, query.flat, i * query.stride + shift + c)
+    for group in range(first, last):
+        near = query_c * _load(zero, feature, (pattern[group] * heads + h) * width + c)
+        for k in range(indptr[group], indptr[group + 1]):
+            score[k - start] += _total(_load(zero, key.flat, source[k] * key.stride + shift + c) * near)
+
+
+@inlined
+def _set_mean(zero: Any, c: int, given: Any) -> None:
+    """The sum of weight times value times gate."""
+    row, groups, inputs, weight, out = given
+    i, h, heads, start, first, last = row
+    _, indptr, pattern, source, _, _ = groups
+    _, _, value, _, _, gate, width = inputs
+    result = zero
+    for group in range(first, last):
+        part = zero
+        for k in range(indptr[group], indptr[group + 1]):
+            value_k = _load(zero, value.flat, source[k] * value.stride + h * width + c)
+            part = part + _spread(zero, weight[k - start]) * value_k
+        result = result + _gated(zero, part, gate, (pattern[group] * heads + h) * width + c)
+    _store(result, out, (i * heads + h) * width + c)
 
 
 @compiled
@@ -415,40 +643,71 @@ def pattern_targets(
 
     ``pair_E2H`` gets what the sources need of each edge: its weight, and r.
     """
-    row_indptr, indptr, pattern, source, _, slot_G = groups
-    (query, query_stride), (key, key_stride), (value, value_stride), feature, _, gate, width = inputs
-    (d_flat, d_stride), (out, weight_EH), (dquery, dfeature, dbias_SH, dgate) = d, kept, gradients
-    heads, gated = weight_EH.shape[1], len(gate) > 0
-    near, part, values = np.empty(width, out.dtype), np.empty(width, out.dtype), np.empty(width, out.dtype)
+    row_indptr, indptr, _, _, _, slot_G = groups
+    (out, weight_EH), heads, width = kept, kept.weight_EH.shape[1], inputs.width
+    w, r = (
+        _scratch_of_groups(row_indptr, indptr, span, out),
+        _scratch_of_groups(row_indptr, indptr, span, out),
+    )
     for i in range(span[0], span[1]):
+        first, last = row_indptr[i], row_indptr[i + 1]
+        begin, end = indptr[first], indptr[last]
         for h in range(heads):
-            shift, out_at = h * width, (i * heads + h) * width
-            query_at, d_at = i * query_stride + shift, i * d_stride + shift
-            mean = _dot(d_flat, d_at, out, out_at, width)
-            _zero(dquery, out_at, width)
-            for group in range(row_indptr[i], row_indptr[i + 1]):
-                term_at, slot_at = (pattern[group] * heads + h) * width, (slot_G[group] * heads + h) * width
-                part[:], values[:], total = 0, 0, out.dtype.type(0)
-                if gated:
-                    _multiply(d_flat, d_at, gate, term_at, near)
-                else:
-                    _copy(d_flat, d_at, near)
-                begin, end = indptr[group], indptr[group + 1]
-                for k in range(begin, end, 4):
-                    edge = _four(k, end)
-                    at = _begin(source, edge, value_stride, shift)
-                    dots = _dots(value, at, near, 0, width)
-                    r = _valid(_opens(weight_EH, edge, h, dots, mean, pair_E2H), k, end)
-                    total += (r[0] + r[1]) + (r[2] + r[3])
-                    _add_four(part, 0, r, key, _begin(source, edge, key_stride, shift), width)
-                    if gated:
-                        w = _valid(_get(pair_E2H, edge, h), k, end)
-                        _add_four(values, 0, w, value, at, width)
-                _add_product(part, 0, feature, term_at, dquery, out_at, width)
-                _add_product(part, 0, query, query_at, dfeature, slot_at, width)
-                dbias_SH[slot_G[group], h] += total
-                if gated:
-                    _add_product(values, 0, d_flat, d_at, dgate, slot_at, width)
+            row = i, h, heads, begin, first, last
+            mean = _dot(d.flat, i * d.stride + h * width, out, (i * heads + h) * width, width)
+            r[: end - begin] = 0
+            _pieces(_add_group_dots, width, out, (row, groups, inputs, d, r))
+            for k in range(begin, end):
+                weight = weight_EH[k, h]
+                # nothing where the score was clipped
+                r_k = out.dtype.type(0) if weight < 0 else weight * (r[k - begin] - mean)
+                w[k - begin], r[k - begin] = abs(weight), r_k
+                pair_E2H[k, h], pair_E2H[k, heads + h] = abs(weight), r_k
+            for group in range(first, last):
+                for k in range(indptr[group], indptr[group + 1]):
+                    gradients.dbias_SH[slot_G[group], h] += r[k - begin]
+            _pieces(_set_query, width, out, (row, groups, inputs, d, w, r, gradients))
+
+
+@inlined
+def _add_group_dots(zero: Any, c: int, given: Any) -> None:
+    """Add d . (v * g) of each edge."""
+    row, groups, inputs, d, dot = given
+    i, h, heads, start, first, last = row
+    _, indptr, pattern, source, _, _ = groups
+    _, _, value, _, _, gate, width = inputs
+    d_c = _load(zero, d.flat, i * d.stride + h * width + c)
+    for group in range(first, last):
+        near = _gated(zero, d_c, gate, (pattern[group] * heads + h) * width + c)
+        for k in range(indptr[group], indptr[group + 1]):
+            value_k = _load(zero, value.flat, source[k] * value.stride + h * width + c)
+            dot[k - start] += _total(value_k * near)
+
+
+@inlined
+def _set_query(zero: Any, c: int, given: Any) -> None:
+    """Of one target: the query's gradient, and what goes to the terms."""
+    row, groups, inputs, d, w, r, gradients = given
+    i, h, heads, start, first, last = row
+    _, indptr, pattern, source, _, slot_G = groups
+    query, key, value, feature, _, gate, width = inputs
+    dquery, dfeature, _, dgate = gradients
+    shift = h * width + c
+    query_c = _load(zero, query.flat, i * query.stride + shift)
+    d_c, result = _load(zero, d.flat, i * d.stride + shift), zero
+    for group in range(first, last):
+        slot_at, part, values = (slot_G[group] * heads + h) * width + c, zero, zero
+        for k in range(indptr[group], indptr[group + 1]):
+            key_k = _load(zero, key.flat, source[k] * key.stride + shift)
+            part = part + _spread(zero, r[k - start]) * key_k
+        _store(_load(zero, dfeature, slot_at) + part * query_c, dfeature, slot_at)
+        result = result + part * _load(zero, feature, (pattern[group] * heads + h) * width + c)
+        if len(gate):
+            for k in range(indptr[group], indptr[group + 1]):
+                value_k = _load(zero, value.flat, source[k] * value.stride + shift)
+                values = values + _spread(zero, w[k - start]) * value_k
+            _store(_load(zero, dgate, slot_at) + values * d_c, dgate, slot_at)
+    _store(result, dquery, (i * heads + h) * width + c)
 
 
 @compiled
@@ -456,29 +715,47 @@ def pattern_sources(
     span: Span, groups: Groups, inputs: Pattern, d: Rows, pair_E2H: Reals, dkey: Reals, dvalue: Reals
 ) -> None:
     """Gradients of keys and values by source."""
-    row_indptr, indptr, pattern, target, number, _ = groups
-    (query, query_stride), _, _, feature, _, gate, width = inputs
-    d_flat, d_stride = d
+    row_indptr, indptr, _, _, number, _ = groups
     heads = pair_E2H.shape[1] // 2
-    part, values = np.empty(width, dkey.dtype), np.empty(width, dkey.dtype)
+    w, r = (
+        _scratch_of_groups(row_indptr, indptr, span, dkey),
+        _scratch_of_groups(row_indptr, indptr, span, dkey),
+    )
     for j in range(span[0], span[1]):
+        first, last = row_indptr[j], row_indptr[j + 1]
+        begin, end = indptr[first], indptr[last]
         for h in range(heads):
-            shift, out_at = h * width, (j * heads + h) * width
-            _zero(dkey, out_at, width)
-            _zero(dvalue, out_at, width)
-            for group in range(row_indptr[j], row_indptr[j + 1]):
-                term_at = (pattern[group] * heads + h) * width
-                part[:], values[:] = 0, 0
-                begin, end = indptr[group], indptr[group + 1]
-                for k in range(begin, end, 4):
-                    edge = _four(k, end)
-                    there = _numbers(number, edge)
-                    r = _valid(_get(pair_E2H, there, heads + h), k, end)
-                    _add_four(part, 0, r, query, _begin(target, edge, query_stride, shift), width)
-                    w = _valid(_get(pair_E2H, there, h), k, end)
-                    _add_four(values, 0, w, d_flat, _begin(target, edge, d_stride, shift), width)
-                _add_product(part, 0, feature, term_at, dkey, out_at, width)
-                _add_gated(values, gate, term_at, dvalue, out_at)
+            for k in range(begin, end):
+                w[k - begin], r[k - begin] = pair_E2H[number[k], h], pair_E2H[number[k], heads + h]
+            row = j, h, heads, begin, first, last
+            _pieces(_set_key_and_value, inputs.width, dkey, (row, groups, inputs, d, w, r, dkey, dvalue))
+
+
+@inlined
+def _set_key_and_value(zero: Any, c: int, given: Any) -> None:
+    row, groups, inputs, d, w, r, dkey, dvalue = given
+    j, h, heads, start, first, last = row
+    _, indptr, pattern, target, _, _ = groups
+    query, _, _, feature, _, gate, width = inputs
+    shift, out_at = h * width + c, (j * heads + h) * width + c
+    key_sum, value_sum = zero, zero
+    for group in range(first, last):
+        term_at, part, values = (pattern[group] * heads + h) * width + c, zero, zero
+        for k in range(indptr[group], indptr[group + 1]):
+            query_k = _load(zero, query.flat, target[k] * query.stride + shift)
+            part = part + _spread(zero, r[k - start]) * query_k
+            d_k = _load(zero, d.flat, target[k] * d.stride + shift)
+            values = values + _spread(zero, w[k - start]) * d_k
+        key_sum = key_sum + part * _load(zero, feature, term_at)
+        value_sum = value_sum + _gated(zero, values, gate, term_at)
+    _store(key_sum, dkey, out_at)
+    _store(value_sum, dvalue, out_at)
+
+
+@inlined
+def _gated(zero: Any, vector: Any, gate: Reals, at: int) -> Any:
+    """The vector times the gate, or as it is when there is none."""
+    return vector * _load(zero, gate, at) if len(gate) else vector
 
 
 @compiled
@@ -489,168 +766,66 @@ def sum_slots(span: Span, indptr: Integers, order_S: Integers, value: Reals, out
         total[:] = 0
         for k in range(indptr[row], indptr[row + 1]):
             _add(total, 0, 1.0, value, order_S[k] * width, width)
-        _zero(out, row * width, width)
-        _add(out, row * width, 1.0, total, 0, width)
+        out[row * width : (row + 1) * width] = total
 
 
 @inlined
-def _four(k: int, end: int) -> Edges4:
-    """Four edges from ``k`` on; in place of those beyond ``end`` the last, which ``_valid`` tells apart."""
-    last = end - 1
-    return k, min(k + 1, last), min(k + 2, last), min(k + 3, last)
+def _pieces(work: Any, width: int, array: Reals, given: Any) -> None:
+    """``work`` for each piece of the width: it gets zeros as wide as the piece, and where that begins."""
+    c = 0
+    while c + _WIDE <= width:
+        work(_wide(array), c, given)
+        c += _WIDE
+    while c + _NARROW <= width:
+        work(_narrow(array), c, given)
+        c += _NARROW
+    while c < width:
+        work(_single(array), c, given)
+        c += 1
 
 
 @inlined
-def _valid(value: Numbers, k: int, end: int) -> Numbers:
-    """The edges' numbers, zero beyond ``end``."""
-    zero = type(value[0])(0)
-    return (
-        value[0],
-        value[1] if k + 1 < end else zero,
-        value[2] if k + 2 < end else zero,
-        value[3] if k + 3 < end else zero,
-    )
+def _scratch(indptr: Integers, span: Span, like: Reals) -> Reals:
+    """Room for a number for each edge of any of the rows, and for a piece more."""
+    most = 0
+    for i in range(span[0], span[1]):
+        most = max(most, indptr[i + 1] - indptr[i])
+    return np.empty(most + _NARROW, like.dtype)
 
 
 @inlined
-def _begin(node: Integers, edge: Edges4, stride: int, shift: int) -> Four:
-    """Where the vectors of the edges' ends begin."""
-    return (
-        _U(node[edge[0]] * stride + shift),
-        _U(node[edge[1]] * stride + shift),
-        _U(node[edge[2]] * stride + shift),
-        _U(node[edge[3]] * stride + shift),
-    )
+def _scratch_of_groups(row_indptr: Integers, indptr: Integers, span: Span, like: Reals) -> Reals:
+    most = 0
+    for i in range(span[0], span[1]):
+        most = max(most, indptr[row_indptr[i + 1]] - indptr[row_indptr[i]])
+    return np.empty(most + _NARROW, like.dtype)
 
 
 @inlined
-def _numbers(number: Integers, edge: Edges4) -> Edges4:
-    return number[edge[0]], number[edge[1]], number[edge[2]], number[edge[3]]
+def _softmax(score: Reals, num_edges: int) -> None:
+    highest, total = score.dtype.type(-np.inf), score.dtype.type(0)
+    for k in range(num_edges):
+        highest = max(highest, score[k])
+    zero = _narrow(score)
+    for k in range(0, num_edges, _NARROW):  # what lies beyond the edges is there to be overwritten
+        _store(_exp(_load(zero, score, k) - _spread(zero, highest)), score, k)
+    for k in range(num_edges):
+        total += score[k]
+    share = score.dtype.type(1) / total
+    for k in range(num_edges):
+        score[k] *= share
 
 
 @inlined
-def _get(value_EH: Reals, edge: Edges4, h: int) -> Numbers:
-    return value_EH[edge[0], h], value_EH[edge[1], h], value_EH[edge[2], h], value_EH[edge[3], h]
-
-
-@inlined
-def _put(value: Numbers, edge: Edges4, h: int, into_EH: Reals) -> None:
-    into_EH[edge[0], h], into_EH[edge[1], h] = value[0], value[1]
-    into_EH[edge[2], h], into_EH[edge[3], h] = value[2], value[3]
-
-
-@inlined
-def _softmax(score_EH: Reals, h: int, begin: int, end: int, weight_EH: Reals) -> None:
-    """Softmax of the scores from ``begin`` to ``end``."""
-    highest, total = score_EH.dtype.type(-np.inf), score_EH.dtype.type(0)
-    for k in range(begin, end):
-        highest = max(highest, score_EH[k, h])
-    for k in range(begin, end):
-        power = np.exp(score_EH[k, h] - highest)
-        weight_EH[k, h] = power
-        total += power
-    share = score_EH.dtype.type(1) / total
-    for k in range(begin, end):
-        weight_EH[k, h] *= share
-
-
-@inlined
-def _share(weight_EH: Reals, kept_EH: Reals, k: int, h: int, dot: Any, mean: Any, pair_E2H: Reals) -> Any:
-    """g of an edge, from d . x and d . o."""
-    kept = kept_EH[k, h]
-    g = kept * dot - weight_EH[k, h] * mean
-    pair_E2H[k, h] = kept
-    pair_E2H[k, weight_EH.shape[1] + h] = g
-    return g
-
-
-@inlined
-def _shares(
-    weight_EH: Reals, kept_EH: Reals, edge: Edges4, h: int, dot: Numbers, mean: Any, pair_E2H: Reals
-) -> Numbers:
-    return (
-        _share(weight_EH, kept_EH, edge[0], h, dot[0], mean, pair_E2H),
-        _share(weight_EH, kept_EH, edge[1], h, dot[1], mean, pair_E2H),
-        _share(weight_EH, kept_EH, edge[2], h, dot[2], mean, pair_E2H),
-        _share(weight_EH, kept_EH, edge[3], h, dot[3], mean, pair_E2H),
-    )
-
-
-@inlined
-def _power(score: Any, clip: Any, weight_EH: Reals, k: int, h: int) -> Any:
-    """exp of the clipped score, kept with the sign that says whether it was; NaN stays NaN."""
-    inside = -clip if score < -clip else (clip if score > clip else score)
-    power = np.exp(inside)
-    weight_EH[k, h] = power if score == inside else -power
-    return power
-
-
-@inlined
-def _powers(score: Numbers, bias: Any, clip: Any, weight_EH: Reals, edge: Edges4, h: int) -> Numbers:
-    return (
-        _power(score[0] + bias, clip, weight_EH, edge[0], h),
-        _power(score[1] + bias, clip, weight_EH, edge[1], h),
-        _power(score[2] + bias, clip, weight_EH, edge[2], h),
-        _power(score[3] + bias, clip, weight_EH, edge[3], h),
-    )
-
-
-@inlined
-def _open(weight_EH: Reals, k: int, h: int, dot: Any, mean: Any, pair_E2H: Reals) -> Any:
-    """r of an edge, from d . (v * g) and d . o: nothing where its score was clipped."""
-    weight = weight_EH[k, h]
-    r = weight_EH.dtype.type(0) if weight < 0 else weight * (dot - mean)
-    pair_E2H[k, h] = abs(weight)
-    pair_E2H[k, weight_EH.shape[1] + h] = r
-    return r
-
-
-@inlined
-def _opens(weight_EH: Reals, edge: Edges4, h: int, dot: Numbers, mean: Any, pair_E2H: Reals) -> Numbers:
-    return (
-        _open(weight_EH, edge[0], h, dot[0], mean, pair_E2H),
-        _open(weight_EH, edge[1], h, dot[1], mean, pair_E2H),
-        _open(weight_EH, edge[2], h, dot[2], mean, pair_E2H),
-        _open(weight_EH, edge[3], h, dot[3], mean, pair_E2H),
-    )
-
-
-@inlined
-def _leaky(z: Any, slope: Any) -> Any:
-    return z if z > 0 else slope * z
-
-
-@inlined
-def _base(
-    y: Reals, y_at: int, feature_EK: Reals, projection: Reals, edge: int, shift: int, base: Reals
-) -> None:
-    """y and what the edge's features add to it."""
-    width, num_features = len(base), feature_EK.shape[1]
-    _copy(y, y_at, base)
-    for feature in range(num_features):
-        at = feature * (len(projection) // num_features) + shift
-        _add(base, 0, feature_EK[edge, feature], projection, at, width)
-
-
-@inlined
-def _score(x: Reals, x_at: int, base: Reals, a: Reals, a_at: int, slope: Any) -> Any:
-    x_0, a_0, total = _U(x_at), _U(a_at), a.dtype.type(0)
-    for c in range(_U(len(base))):
-        total += a[a_0 + c] * _leaky(x[x_0 + c] + base[c], slope)
-    return total
-
-
-@inlined
-def _scores(x: Reals, at: Four, y: Reals, y_at: int, a: Reals, a_at: int, slope: Any, width: int) -> Numbers:
-    y_0, a_0 = _U(y_at), _U(a_at)
-    s0, s1, s2, s3 = a.dtype.type(0), a.dtype.type(0), a.dtype.type(0), a.dtype.type(0)
-    for c in range(_U(width)):
-        y_c, a_c = y[y_0 + c], a[a_0 + c]
-        s0 += a_c * _leaky(x[at[0] + c] + y_c, slope)
-        s1 += a_c * _leaky(x[at[1] + c] + y_c, slope)
-        s2 += a_c * _leaky(x[at[2] + c] + y_c, slope)
-        s3 += a_c * _leaky(x[at[3] + c] + y_c, slope)
-    return s0, s1, s2, s3
+def _clipped_powers(score: Reals, num_edges: int, clip: Any) -> None:
+    """exp of the clipped scores, with the sign that says whether it was clipped; NaN stays NaN."""
+    zero = _narrow(score)
+    clips = _spread(zero, clip)
+    for k in range(0, num_edges, _NARROW):
+        s = _load(zero, score, k)
+        power = _exp(_choose(s, clips, clips, _choose(zero - clips, s, zero - clips, s)))
+        size = _choose(s, zero, s, zero - s)
+        _store(_choose(size, clips, zero - power, power), score, k)
 
 
 @inlined
@@ -662,40 +837,6 @@ def _dot(x: Reals, x_at: int, y: Reals, y_at: int, width: int) -> Any:
 
 
 @inlined
-def _dots(x: Reals, at: Four, y: Reals, y_at: int, width: int) -> Numbers:
-    y_0 = _U(y_at)
-    s0, s1, s2, s3 = x.dtype.type(0), x.dtype.type(0), x.dtype.type(0), x.dtype.type(0)
-    for c in range(_U(width)):
-        y_c = y[y_0 + c]
-        s0 += x[at[0] + c] * y_c
-        s1 += x[at[1] + c] * y_c
-        s2 += x[at[2] + c] * y_c
-        s3 += x[at[3] + c] * y_c
-    return s0, s1, s2, s3
-
-
-@inlined
-def _zero(into: Reals, into_at: int, width: int) -> None:
-    into_0 = _U(into_at)
-    for c in range(_U(width)):
-        into[into_0 + c] = 0
-
-
-@inlined
-def _copy(x: Reals, x_at: int, into: Reals) -> None:
-    x_0 = _U(x_at)
-    for c in range(_U(len(into))):
-        into[c] = x[x_0 + c]
-
-
-@inlined
-def _scale(into: Reals, into_at: int, w: Any, width: int) -> None:
-    into_0 = _U(into_at)
-    for c in range(_U(width)):
-        into[into_0 + c] *= w
-
-
-@inlined
 def _add(into: Reals, into_at: int, w: Any, x: Reals, x_at: int, width: int) -> None:
     into_0, x_0 = _U(into_at), _U(x_at)
     for c in range(_U(width)):
@@ -703,95 +844,7 @@ def _add(into: Reals, into_at: int, w: Any, x: Reals, x_at: int, width: int) -> 
 
 
 @inlined
-def _add_four(into: Reals, into_at: int, w: Numbers, x: Reals, at: Four, width: int) -> None:
-    into_0 = _U(into_at)
-    for c in range(_U(width)):
-        first = w[0] * x[at[0] + c] + w[1] * x[at[1] + c]
-        into[into_0 + c] += first + (w[2] * x[at[2] + c] + w[3] * x[at[3] + c])
-
-
-@inlined
-def _multiply(x: Reals, x_at: int, y: Reals, y_at: int, into: Reals) -> None:
-    x_0, y_0 = _U(x_at), _U(y_at)
-    for c in range(_U(len(into))):
-        into[c] = x[x_0 + c] * y[y_0 + c]
-
-
-@inlined
 def _add_product(x: Reals, x_at: int, y: Reals, y_at: int, into: Reals, into_at: int, width: int) -> None:
     x_0, y_0, into_0 = _U(x_at), _U(y_at), _U(into_at)
     for c in range(_U(width)):
         into[into_0 + c] += x[x_0 + c] * y[y_0 + c]
-
-
-@inlined
-def _add_gated(x: Reals, gate: Reals, gate_at: int, into: Reals, into_at: int) -> None:
-    """Add ``x`` times the gate, or as it is when there is none."""
-    if len(gate):
-        _add_product(x, 0, gate, gate_at, into, into_at, len(x))
-    else:
-        _add(into, into_at, into.dtype.type(1), x, 0, len(x))
-
-
-@inlined
-def _add_slopes(a: Reals, a_at: int, slope: Any, up: Reals, total: Any, into: Reals, into_at: int) -> None:
-    """Add a times the sum of g l', from the sum of g where z is positive and the sum of all g.
-
-    The latter is 0 but for rounding, and makes NaN of all numbers when one edge has it.
-    """
-    a_0, into_0, rise = _U(a_at), _U(into_at), a.dtype.type(1) - slope
-    for c in range(_U(len(up))):
-        into[into_0 + c] += a[a_0 + c] * (rise * up[c] + slope * total)
-
-
-@inlined
-def _add_steps(high: Any, low: Any, x: Reals, x_at: int, base: Reals, into: Reals, into_at: int) -> None:
-    """Add ``high`` where z is positive, ``low`` elsewhere."""
-    x_0, into_0 = _U(x_at), _U(into_at)
-    for c in range(_U(len(base))):
-        into[into_0 + c] += high if x[x_0 + c] + base[c] > 0 else low
-
-
-@inlined
-def _add_ups(g: Numbers, x: Reals, x_at: int, y: Reals, at: Four, up: Reals) -> None:
-    """Add each of four edges' g where its z is positive."""
-    x_0, zero = _U(x_at), up.dtype.type(0)
-    for c in range(_U(len(up))):
-        x_c = x[x_0 + c]
-        first = (g[0] if x_c + y[at[0] + c] > 0 else zero) + (g[1] if x_c + y[at[1] + c] > 0 else zero)
-        second = (g[2] if x_c + y[at[2] + c] > 0 else zero) + (g[3] if x_c + y[at[3] + c] > 0 else zero)
-        up[c] += first + second
-
-
-@inlined
-def _add_level(g: Any, x: Reals, x_at: int, base: Reals, slope: Any, up: Reals, level: Reals) -> None:
-    """Add g to ``up`` where z is positive, and g times LeakyReLU(z) to ``level``."""
-    x_0, zero = _U(x_at), up.dtype.type(0)
-    for c in range(_U(len(base))):
-        z = x[x_0 + c] + base[c]
-        up[c] += g if z > 0 else zero
-        level[c] += g * _leaky(z, slope)
-
-
-@inlined
-def _add_levels(
-    g: Numbers,
-    x: Reals,
-    at: Four,
-    y: Reals,
-    y_at: int,
-    slope: Any,
-    up: Reals,
-    level: Reals,
-) -> None:
-    """``_add_level`` for four edges of one target."""
-    y_0, zero = _U(y_at), up.dtype.type(0)
-    for c in range(_U(len(up))):
-        y_c = y[y_0 + c]
-        z0, z1, z2, z3 = x[at[0] + c] + y_c, x[at[1] + c] + y_c, x[at[2] + c] + y_c, x[at[3] + c] + y_c
-        first = (g[0] if z0 > 0 else zero) + (g[1] if z1 > 0 else zero)
-        second = (g[2] if z2 > 0 else zero) + (g[3] if z3 > 0 else zero)
-        up[c] += first + second
-        first = g[0] * _leaky(z0, slope) + g[1] * _leaky(z1, slope)
-        second = g[2] * _leaky(z2, slope) + g[3] * _leaky(z3, slope)
-        level[c] += first + second

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graph_store.graph import COUPLING, KnowledgeGraph, Supra
-from txpert_dist.model.attention.cpu_kernels import order_by
+from txpert_dist.model.attention.compiled import order_by
 from txpert_dist.model.attention.virtual_rows import HeldRows, VirtualRows, rows_on, virtual_rows
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from txpert_dist.model.attention.cpu_kernels import Integers, Reals, Span, compiled, inlined
+from txpert_dist.model.attention.compiled import Integers, Reals, Span, compiled, inlined
 from txpert_dist.model.attention.threads import over_blocks
 from txpert_dist.model.dropout import GRAPH, DropoutKey, hash_integers, mix, signed
 

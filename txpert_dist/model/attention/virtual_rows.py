@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from txpert_dist.model.attention.cpu_kernels import order_by
+from txpert_dist.model.attention.compiled import order_by
 
 MOST_EDGES = 32
 """Edges of a virtual row. Hubs have thousands: one program would be at them when all others are done."""

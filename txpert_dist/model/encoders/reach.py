@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from txpert_dist.model.attention import edges as plain
 from txpert_dist.model.attention import pattern_edges as grouped
-from txpert_dist.model.attention.cpu_kernels import Integers, compiled
+from txpert_dist.model.attention.compiled import Integers, compiled
 from txpert_dist.model.attention.edges import EdgeTable
 from txpert_dist.model.attention.layers import Gather
 from txpert_dist.model.attention.pattern_edges import PatternTable
