@@ -39,7 +39,7 @@ def settings(folder: Path) -> Config:
         train={"epochs": 2000, "checkpoint_every_epochs": 5, "checkpoint_every_steps": 20, "log_every": 1},
         cluster={"num_workers": [1, 2], "resize_interval_s": 2, "max_failures": 5},
         # AdamW makes steps of the rounding of a gradient that vanishes: small ones, or runs drift apart
-        optimiser={"learning_rate": 1e-4},
+        optimiser={"learning_rate": 2e-5},
     )
 
 
