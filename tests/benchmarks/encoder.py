@@ -169,7 +169,9 @@ class PygGatv2(nn.Module):
         )
         self.edges_2E = torch.stack([edges.source, edges.target])
 
-    def forward(self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None) -> Tensor:
+    def forward(
+        self, x_PN: Tensor, key: DropoutKey | None = None, edges: None = None, gather: None = None
+    ) -> Tensor:
         out_PN: Tensor = self.conv(x_PN, self.edges_2E)
         return out_PN
 

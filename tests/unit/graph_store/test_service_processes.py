@@ -79,6 +79,9 @@ def test_a_client_killed_in_mid_transfer_goes_on_where_it_was(graphs, identity, 
         with proxy(service.port, 3_000_000) as between:
             client = subprocess.Popen([*command, f"--location={between.location}"])
             assert between.held.wait(60)
+            while not any(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()):
+                assert client.poll() is None  # what it was sent is on its way to the disk
+                time.sleep(0.02)
             client.kill()
             client.wait()
         assert snapshot_ids(tmp_path / "out") == ()
