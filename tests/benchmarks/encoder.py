@@ -13,8 +13,8 @@ added once, its gathers are ``index_select`` (faster backward than indexing), it
                 cannot do without (4 and 6 an edge), which an embedding bag shows
     memory      what two steps take above the resident encoder, each in a process of its own, default malloc
 
-A case's setting runs in a process of its own; ours and the other's steps take turns there, medians are
-compared.
+A case's setting runs in a process of its own, with OpenMP's threads waiting as `txpert train` has them wait
+for its workers; ours and the other's steps take turns there, medians are compared.
 """
 
 import argparse
@@ -373,7 +373,8 @@ def _memory_gib(key: str) -> float:
 
 def in_process(job: Job, real: str | None) -> list[Spent]:
     """The job's times from a process with its threads and malloc; none when it ran out of memory."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), **(TUNED_MALLOC if job.tuned else {})}
+    threads = {"OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **threads, **(TUNED_MALLOC if job.tuned else {})}
     command = [
         sys.executable,
         "-m",

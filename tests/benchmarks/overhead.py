@@ -184,7 +184,8 @@ def bare(config: Config, num_steps: int) -> float:
 def bare_in_process(config: Path, num_steps: int) -> float:
     """``bare`` in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.overhead", "--bare", str(config), str(num_steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    # as txpert train has it for its workers
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 

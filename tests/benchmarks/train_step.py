@@ -354,7 +354,8 @@ def encoder_work(encoder: nn.Module, reach: Reach) -> tuple[float, float]:
 
 def in_process(job: Job, what: str) -> dict[str, Seconds]:
     """The job's times from a process with its threads and malloc."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), **(TUNED_MALLOC if job.tuned else {})}
+    threads = {"OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **threads, **(TUNED_MALLOC if job.tuned else {})}
     command = [sys.executable, "-m", "tests.benchmarks.train_step", "--job", what, json.dumps(job)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

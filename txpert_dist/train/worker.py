@@ -321,6 +321,8 @@ def _worker_environment(config: Config) -> dict[str, str]:
     return {
         "DS_ACCELERATOR": "cuda" if config.cluster.use_gpu else "cpu",
         **{name: os.environ[name] for name in _DRIVER_ENVIRONMENT if name.startswith("MLFLOW_")},
+        # OpenMP's threads spin for milliseconds after a matrix product, on the cores that attention's need
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         # c10d announces future changes of names on every rank; they are DeepSpeed's to follow
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
