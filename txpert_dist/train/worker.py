@@ -164,7 +164,7 @@ def _on_ray(config: Config, record: RunRecord, commit: str, progress: Progress) 
 
 
 def _fit_while_nodes_leave(config: Config, task: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Rank 0's answer; a group that ended because a node of its is taken away is followed by another.
+    """Rank 0's answer; a group that ended because one of its nodes is taken away is followed by another.
 
     Not by an error in the workers, which Ray Train would count as a failure of theirs.
     """
