@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -261,18 +261,20 @@ def _in_fork(table: EdgeTable, leaves: list[NDArray[np.float64]]) -> NDArray[np.
     return gatv2_attention(*map(torch.from_numpy, leaves), table).numpy()
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 40_000), max_size=60))
-def test_blocks_cover_all_rows_in_order_and_are_about_equal(degrees):
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 40_000), max_size=60), st.integers(1, 4))
+def test_blocks_cover_all_rows_in_order_and_are_about_equal(threads, degrees, number_of_threads):
+    threads(number_of_threads)
     indptr = np.append(0, np.cumsum(np.array(degrees, np.int64)))
     bounds = row_bounds(indptr)
     spans = []
-    over_blocks(bounds, lambda number, span: spans.append((number, span)))
+    over_blocks(bounds, lambda block, span: spans.append((block, span)))
     rows = [row for _, (first, last) in sorted(spans) for row in range(first, last)]
     assert rows == list(range(len(degrees)))
+    assert all(bounds[block] == first for block, (first, _) in spans)
     for first, last in pairwise(bounds):
         # one row more than its share at most
-        assert indptr[last] - indptr[first] <= max(indptr[-1] / 64, 8192) * 2 + max(degrees)
+        assert indptr[last] - indptr[first] <= max(indptr[-1] / 64, 8192) * 2 + max(degrees, default=0)
 
 
 def test_an_error_in_a_thread_reaches_the_caller(threads):
@@ -322,6 +324,12 @@ def test_powers_are_exact_to_two_units_in_the_last_place():
     normal = np.isfinite(rounded) & (rounded >= tiny)
     assert np.max(np.abs(found[normal] - exact[normal]) / np.spacing(rounded[normal])) <= 2
     assert not found[rounded < tiny].any()
+
+
+def test_a_slope_above_one_is_an_error():
+    problem = Problem("gatv2", 2, np.array([[0], [1]]))
+    with pytest.raises(ValueError, match=r"slope of 1\.5 where at most 1"):
+        gatv2_attention(*problem.leaves, problem.table, 1.5)
 
 
 def test_no_kernels_for_another_device():

@@ -117,7 +117,7 @@ class _Gatv2(torch.autograd.Function):
         over_blocks(
             bounds,
             lambda block, span: kernels.gatv2_targets(
-                span, block, by_target, inputs, kept, d, pair_E2H, gradients
+                span, (block, bounds), by_target, inputs, kept, d, pair_E2H, gradients
             ),
         )
         by_source, dx = _by_source(given.edges), _flat(dx_SHN)
@@ -252,9 +252,8 @@ def _gatv2_inputs(
     x_SHN: Tensor, y_THN: Tensor, a_HN: Tensor, p_KHN: Tensor, given: Gatv2Given
 ) -> kernels.Gatv2:
     a = _flat(a_HN)
-    feature_EK = x_SHN.new_empty(0, 0) if given.feature_EK is None else given.feature_EK
-    slope = a.dtype.type(given.slope)
-    return kernels.Gatv2(_rows(x_SHN), _rows(y_THN), a, slope, _array(feature_EK), _flat(p_KHN))
+    features = None if given.feature_EK is None else kernels.Features(_array(given.feature_EK), _flat(p_KHN))
+    return kernels.Gatv2(_rows(x_SHN), _rows(y_THN), a, a.dtype.type(given.slope), features)
 
 
 def _pattern_inputs(tensors: Sequence[Tensor]) -> kernels.Pattern:

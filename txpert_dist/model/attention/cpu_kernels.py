@@ -46,17 +46,24 @@ class Edges(NamedTuple):
     """(E,) position of the edge in arrays over edges; empty when it is its own."""
 
 
+class Features(NamedTuple):
+    """What edges add to the sum of their ends."""
+
+    value_EK: Reals
+    projection: Reals
+    """(K * M,)"""
+
+
 class Gatv2(NamedTuple):
-    """What GATv2 attention reads; arrays without elements where edges have no features."""
+    """What GATv2 attention reads."""
 
     x: Rows
     y: Rows
     a: Reals
     """(M,)"""
     slope: float
-    feature_EK: Reals
-    projection: Reals
-    """(K * M,)"""
+    """At most 1."""
+    features: Features | None
 
 
 class Gatv2Kept(NamedTuple):
@@ -233,6 +240,18 @@ def _total(_: Any, vector: Any) -> Any:
 
 
 @_operation
+def _highest(_: Any, vector: Any) -> Any:
+    """The greatest of a vector's numbers, none of which is NaN."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        function = _function(builder, "vector.reduce.fmax", kind.element, kind)
+        return builder.call(function, [values[0]], fastmath=("nnan", "nsz"))
+
+    return vector.dtype(vector), instructions
+
+
+@_operation
 def _choose(_: Any, a: Any, b: Any, greater: Any, other: Any) -> Any:
     """``greater`` where a is greater than b, ``other`` where it is not, and where one of them is NaN."""
 
@@ -317,43 +336,45 @@ _arithmetic(operator.mul, "fmul")
 def gatv2_forward(span: Span, edges: Edges, inputs: Gatv2, keep_EH: Reals, kept: Gatv2Kept) -> None:
     """Attention weights and outputs of the targets in ``span``; ``keep_EH`` may be empty."""
     indptr, source, _ = edges
-    x, y, a, _, _, _ = inputs
+    x, y, a, _, _ = inputs
     out, weight_EH, kept_EH = kept
     heads = weight_EH.shape[1]
     width = len(a) // heads
-    score = _scratch(indptr, span, a)
+    at, score = _scratch(indptr, span, indptr), _scratch(indptr, span, a)
     for i in range(span[0], span[1]):
-        begin, end = indptr[i], indptr[i + 1]
+        begin, size = _edges_of(indptr, i)
+        _set_places(at, source, begin, size, x.stride)
         for h in range(heads):
             shift = h * width
-            row = begin, end, i * y.stride + shift, shift
-            score[: end - begin] = 0
-            _pieces(_add_scores, width, a, (row, source, inputs, score))
-            _softmax(score, end - begin)
-            for k in range(begin, end):
-                weight_EH[k, h] = score[k - begin]
+            row = begin, size, i * y.stride + shift, shift
+            _clear(score, size)
+            _pieces(_add_scores, width, a, (row, at, inputs, score))
+            _softmax(score, size)
+            for k in range(size):
+                weight_EH[begin + k, h] = score[k]
             if len(keep_EH):
-                for k in range(begin, end):
-                    score[k - begin] *= keep_EH[k, h]
-                    kept_EH[k, h] = score[k - begin]
-            _pieces(_set_sum, width, a, (begin, end, source, x, shift, score, out, (i * heads + h) * width))
+                for k in range(size):
+                    score[k] *= keep_EH[begin + k, h]
+                    kept_EH[begin + k, h] = score[k]
+            _pieces(_set_sum, width, a, (size, at, x, shift, score, out, (i * heads + h) * width))
 
 
 @inlined
 def _add_scores(zero: Any, c: int, given: Any) -> None:
-    row, source, inputs, score = given
-    begin, end, y_at, shift = row
-    x, y, a, slope, _, _ = inputs
+    row, at, inputs, score = given
+    begin, size, y_at, shift = row
+    x, y, a, slope, features = inputs
     y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
-    for k in range(begin, end):
-        z = _load(zero, x.flat, source[k] * x.stride + shift + c) + _featured(zero, y_c, inputs, k, shift + c)
-        score[k - begin] += _total(a_c * _leaky(zero, z, slopes))
+    for k in range(size):
+        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
+        z = _load(zero, x.flat, at[k] + (shift + c)) + near
+        score[k] += _total(a_c * _leaky(z, slopes))
 
 
 @compiled
 def gatv2_targets(
     span: Span,
-    block: int,
+    blocks: tuple[int, Integers],
     edges: Edges,
     inputs: Gatv2,
     kept: Gatv2Kept,
@@ -361,107 +382,136 @@ def gatv2_targets(
     pair_E2H: Reals,
     gradients: Gatv2Gradients,
 ) -> None:
-    """Gradients by target: of y, and this block's share of those of a and of the features' projection.
+    """Gradients by target: of y, and each block's share of those of a and of the features' projection.
 
-    ``pair_E2H`` gets what the sources need of each edge: its weight times the multiplier, and g.
+    ``blocks`` are the first one in ``span`` and where they all begin. ``pair_E2H`` gets what the sources need
+    of each edge: its weight times the multiplier, and g.
     """
     indptr, source, _ = edges
-    x, y, a, _, feature_EK, _ = inputs
-    (out, weight_EH, kept_EH), (dy, da, dp) = kept, gradients
-    heads, num_features = weight_EH.shape[1], feature_EK.shape[1]
+    x, y, a, _, features = inputs
+    (out, weight_EH, kept_EH), (dy, da, dp), (block, bounds) = kept, gradients, blocks
+    heads = weight_EH.shape[1]
     width = len(a) // heads
-    g, level = _scratch(indptr, span, a), np.empty(width, a.dtype)
-    steps = np.empty(num_features * width, a.dtype)
+    at, g, level = _scratch(indptr, span, indptr), _scratch(indptr, span, a), np.empty(width, a.dtype)
     for i in range(span[0], span[1]):
-        begin, end = indptr[i], indptr[i + 1]
+        begin, size = _edges_of(indptr, i)
+        _set_places(at, source, begin, size, x.stride)
+        while i == bounds[block + 1]:
+            block += 1
         for h in range(heads):
             shift, out_at = h * width, (i * heads + h) * width
             d_at = i * d.stride + shift
             mean, total = _dot(d.flat, d_at, out, out_at, width), a.dtype.type(0)
-            g[: end - begin], steps[:] = 0, 0
-            _pieces(_add_dots, width, a, (begin, end, source, x, shift, d.flat, d_at, g))
-            for k in range(begin, end):
-                kept_k = kept_EH[k, h]
-                g_k = kept_k * g[k - begin] - weight_EH[k, h] * mean
-                pair_E2H[k, h], pair_E2H[k, heads + h], g[k - begin] = kept_k, g_k, g_k
+            _clear(g, size)
+            _pieces(_add_dots, width, a, (size, at, x, shift, d.flat, d_at, g))
+            for k in range(size):
+                kept_k = kept_EH[begin + k, h]
+                g_k = kept_k * g[k] - weight_EH[begin + k, h] * mean
+                pair_E2H[begin + k, h], pair_E2H[begin + k, heads + h], g[k] = kept_k, g_k, g_k
                 total += g_k
-            row = begin, end, i * y.stride + shift, shift
-            _pieces(_set_target, width, a, (row, source, inputs, g, total, steps, level, dy, out_at))
+            row = begin, size, i * y.stride + shift, shift
+            _pieces(_set_target, width, a, (row, at, inputs, g, total, level, dy, out_at))
             _add(da, block * len(a) + shift, 1.0, level, 0, width)
-            for feature in range(num_features):
-                dp_at = (block * num_features + feature) * len(a) + shift
-                _add_product(steps, feature * width, a, shift, dp, dp_at, width)
+            _add_steps(row, at, inputs, features, g, (level, dp, block, width))
 
 
 @inlined
 def _set_target(zero: Any, c: int, given: Any) -> None:
-    """Of one target: y's gradient, and what goes to a and, before it is multiplied by a, to the features."""
-    row, source, inputs, g, total, steps, level, dy, out_at = given
-    begin, end, y_at, shift = row
-    x, y, a, slope, feature_EK, _ = inputs
+    """Of one target: y's gradient, and what goes to a."""
+    row, at, inputs, g, total, level, dy, out_at = given
+    begin, size, y_at, shift = row
+    x, y, a, slope, features = inputs
     y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
     up, levels = zero, zero
-    for k in range(begin, end):
-        z = _load(zero, x.flat, source[k] * x.stride + shift + c) + _featured(zero, y_c, inputs, k, shift + c)
-        g_k = _spread(zero, g[k - begin])
+    for k in range(size):
+        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
+        z, g_k = _load(zero, x.flat, at[k] + (shift + c)) + near, _spread(zero, g[k])
         up = up + _choose(z, zero, g_k, zero)
-        levels = levels + g_k * _leaky(zero, z, slopes)
-        for feature in range(feature_EK.shape[1]):
-            at = feature * len(level) + c
-            step = _choose(z, zero, g_k, g_k * slopes) * _spread(zero, feature_EK[k, feature])
-            _store(_load(zero, steps, at) + step, steps, at)
+        levels = levels + g_k * _leaky(z, slopes)
     _store(levels, level, c)
     _store(_sloped(zero, a_c, slope, up, total), dy, out_at + c)
+
+
+@inlined
+def _add_steps(row: Any, at: Integers, inputs: Any, features: Any, g: Reals, into: Any) -> None:
+    """Of one target: what goes to the projection of each of the edges' features."""
+    if features is None:
+        return
+    (_, _, _, shift), (step, dp, block, width), a = row, into, inputs.a
+    num_features = features.value_EK.shape[1]
+    for feature in range(num_features):
+        _pieces(_set_step, width, a, (row, at, inputs, features, feature, g, step))
+        dp_at = (block * num_features + feature) * len(a) + shift
+        _add_product(step, 0, a, shift, dp, dp_at, width)
+
+
+@inlined
+def _set_step(zero: Any, c: int, given: Any) -> None:
+    """The sum of g l' times one feature."""
+    (begin, size, y_at, shift), at, (x, y, a, slope, _), features, feature, g, step = given
+    y_c, slopes, total = _load(zero, y.flat, y_at + c), _spread(zero, slope), zero
+    for k in range(size):
+        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
+        z, g_k = _load(zero, x.flat, at[k] + (shift + c)) + near, _spread(zero, g[k])
+        share = _choose(z, zero, g_k, g_k * slopes)
+        total = total + share * _spread(zero, features.value_EK[begin + k, feature])
+    _store(total, step, c)
 
 
 @compiled
 def gatv2_sources(span: Span, edges: Edges, inputs: Gatv2, d: Rows, pair_E2H: Reals, dx: Reals) -> None:
     """Gradients of x by source."""
-    indptr, _, number = edges
-    x, _, a, _, _, _ = inputs
+    indptr, target, number = edges
+    _, y, a, _, _ = inputs
     heads = pair_E2H.shape[1] // 2
     width = len(a) // heads
     w, g = _scratch(indptr, span, a), _scratch(indptr, span, a)
+    y_at, d_at = _scratch(indptr, span, indptr), _scratch(indptr, span, indptr)
     for j in range(span[0], span[1]):
-        begin, end = indptr[j], indptr[j + 1]
+        begin, size = _edges_of(indptr, j)
+        _set_places(y_at, target, begin, size, y.stride)
+        _set_places(d_at, target, begin, size, d.stride)
         for h in range(heads):
             shift, total = h * width, a.dtype.type(0)
-            for k in range(begin, end):
-                w[k - begin], g[k - begin] = pair_E2H[number[k], h], pair_E2H[number[k], heads + h]
-                total += g[k - begin]
-            row = begin, end, j * x.stride + shift, shift
-            _pieces(_set_source, width, a, (row, edges, inputs, d, w, g, total, dx, (j * heads + h) * width))
+            for k in range(size):
+                edge = _U(number[begin + k])
+                w[k], g[k] = pair_E2H[edge, h], pair_E2H[edge, heads + h]
+                total += g[k]
+            row = begin, size, j, shift
+            given = row, (y_at, d_at, number), inputs, d, w, g, total, dx, (j * heads + h) * width
+            _pieces(_set_source, width, a, given)
 
 
 @inlined
 def _set_source(zero: Any, c: int, given: Any) -> None:
-    row, edges, inputs, d, w, g, total, dx, dx_at = given
-    begin, end, x_at, shift = row
-    _, target, number = edges
-    x, y, a, slope, _, _ = inputs
-    x_c, a_c = _load(zero, x.flat, x_at + c), _load(zero, a, shift + c)
+    row, (y_at, d_at, number), inputs, d, w, g, total, dx, dx_at = given
+    begin, size, j, shift = row
+    x, y, a, slope, features = inputs
+    x_c, a_c = _load(zero, x.flat, j * x.stride + shift + c), _load(zero, a, shift + c)
     result, up = zero, zero
-    for k in range(begin, end):
-        y_k = _load(zero, y.flat, target[k] * y.stride + shift + c)
-        z = x_c + _featured(zero, y_k, inputs, number[k], shift + c)
-        d_k = _load(zero, d.flat, target[k] * d.stride + shift + c)
-        result = result + _spread(zero, w[k - begin]) * d_k
-        up = up + _choose(z, zero, _spread(zero, g[k - begin]), zero)
+    for k in range(size):
+        y_k = _load(zero, y.flat, y_at[k] + (shift + c))
+        z = x_c + _featured(zero, y_k, features, number[begin + k], shift + c, len(a))
+        result = result + _spread(zero, w[k]) * _load(zero, d.flat, d_at[k] + (shift + c))
+        up = up + _choose(z, zero, _spread(zero, g[k]), zero)
     _store(result + _sloped(zero, a_c, slope, up, total), dx, dx_at + c)
 
 
 @inlined
-def _featured(zero: Any, y_c: Any, inputs: Gatv2, k: int, at: int) -> Any:
-    """y and what an edge's features add to it."""
-    _, _, a, _, feature_EK, projection = inputs
-    for feature in range(feature_EK.shape[1]):
-        y_c = y_c + _spread(zero, feature_EK[k, feature]) * _load(zero, projection, feature * len(a) + at)
+def _featured(zero: Any, y_c: Any, features: Any, k: int, at: int, size: int) -> Any:
+    """y and what an edge's features add to it; ``size`` is that of all heads."""
+    if features is None:
+        return y_c
+    value_EK, projection = features
+    for feature in range(value_EK.shape[1]):
+        y_c = y_c + _spread(zero, value_EK[k, feature]) * _load(zero, projection, feature * size + at)
     return y_c
 
 
 @inlined
-def _leaky(zero: Any, z: Any, slopes: Any) -> Any:
-    return _choose(z, zero, z, slopes * z)
+def _leaky(z: Any, slopes: Any) -> Any:
+    low = slopes * z
+    return _choose(z, low, z, low)
 
 
 @inlined
@@ -478,24 +528,23 @@ def weighted_rows(span: Span, edges: Edges, weight_EH: Reals, x: Rows, out: Real
     """Sums of weight times other end over the edges of each row in ``span``."""
     indptr, other, number = edges
     heads, direct = weight_EH.shape[1], len(number) == 0
-    weight = _scratch(indptr, span, out)
+    at, weight = _scratch(indptr, span, indptr), _scratch(indptr, span, out)
     for i in range(span[0], span[1]):
-        begin, end = indptr[i], indptr[i + 1]
+        begin, size = _edges_of(indptr, i)
+        _set_places(at, other, begin, size, x.stride)
         for h in range(heads):
-            for k in range(begin, end):
-                weight[k - begin] = weight_EH[k if direct else number[k], h]
-            shift, out_at = h * width, (i * heads + h) * width
-            _pieces(_set_sum, width, out, (begin, end, other, x, shift, weight, out, out_at))
+            for k in range(size):
+                weight[k] = weight_EH[begin + k if direct else _U(number[begin + k]), h]
+            _pieces(_set_sum, width, out, (size, at, x, h * width, weight, out, (i * heads + h) * width))
 
 
 @inlined
 def _set_sum(zero: Any, c: int, given: Any) -> None:
-    """The sum of weight times vector over the edges from begin to end."""
-    begin, end, other, x, shift, weight, out, out_at = given
+    """The sum of weight times vector over a row's edges."""
+    size, at, x, shift, weight, out, out_at = given
     result = zero
-    for k in range(begin, end):
-        x_k = _load(zero, x.flat, other[k] * x.stride + shift + c)
-        result = result + _spread(zero, weight[k - begin]) * x_k
+    for k in range(size):
+        result = result + _spread(zero, weight[k]) * _load(zero, x.flat, at[k] + (shift + c))
     _store(result, out, out_at + c)
 
 
@@ -503,24 +552,25 @@ def _set_sum(zero: Any, c: int, given: Any) -> None:
 def edge_dots(span: Span, edges: Edges, d: Rows, x: Rows, width: int, dot_EH: Reals) -> None:
     """The inner product of both ends of each edge of the rows in ``span``."""
     indptr, source, _ = edges
-    dot = _scratch(indptr, span, dot_EH)
+    at, dot = _scratch(indptr, span, indptr), _scratch(indptr, span, dot_EH)
     for i in range(span[0], span[1]):
-        begin, end = indptr[i], indptr[i + 1]
+        begin, size = _edges_of(indptr, i)
+        _set_places(at, source, begin, size, x.stride)
         for h in range(dot_EH.shape[1]):
             shift = h * width
-            dot[: end - begin] = 0
-            _pieces(_add_dots, width, dot, (begin, end, source, x, shift, d.flat, i * d.stride + shift, dot))
-            for k in range(begin, end):
-                dot_EH[k, h] = dot[k - begin]
+            _clear(dot, size)
+            _pieces(_add_dots, width, dot, (size, at, x, shift, d.flat, i * d.stride + shift, dot))
+            for k in range(size):
+                dot_EH[begin + k, h] = dot[k]
 
 
 @inlined
 def _add_dots(zero: Any, c: int, given: Any) -> None:
     """Add each edge's inner product of its other end with one vector."""
-    begin, end, other, x, shift, vector, at, dot = given
-    vector_c = _load(zero, vector, at + c)
-    for k in range(begin, end):
-        dot[k - begin] += _total(_load(zero, x.flat, other[k] * x.stride + shift + c) * vector_c)
+    size, at, x, shift, vector, vector_at, dot = given
+    vector_c = _load(zero, vector, vector_at + c)
+    for k in range(size):
+        dot[k] += _total(_load(zero, x.flat, at[k] + (shift + c)) * vector_c)
 
 
 @compiled
@@ -546,13 +596,13 @@ def softmax_rows(span: Span, indptr: Integers, score_EH: Reals, weight_EH: Reals
     """Softmax over the edges of each row in ``span``."""
     score = _scratch(indptr, span, score_EH)
     for i in range(span[0], span[1]):
-        begin, end = indptr[i], indptr[i + 1]
+        begin, size = _edges_of(indptr, i)
         for h in range(score_EH.shape[1]):
-            for k in range(begin, end):
-                score[k - begin] = score_EH[k, h]
-            _softmax(score, end - begin)
-            for k in range(begin, end):
-                weight_EH[k, h] = score[k - begin]
+            for k in range(size):
+                score[k] = score_EH[begin + k, h]
+            _softmax(score, size)
+            for k in range(size):
+                weight_EH[begin + k, h] = score[k]
 
 
 @compiled
@@ -574,58 +624,61 @@ def pattern_forward(
     span: Span, groups: Groups, limits: tuple[float, float], inputs: Pattern, kept: PatternKept
 ) -> None:
     """Weighted means of the targets in ``span``; ``limits`` are clip and epsilon."""
-    row_indptr, indptr, pattern, _, _, _ = groups
     out, weight_EH = kept
     heads, width, one = weight_EH.shape[1], inputs.width, out.dtype.type(1)
-    score = _scratch_of_groups(row_indptr, indptr, span, out)
+    score = _scratch_of_groups(groups, span, out)
+    key_at, value_at = (
+        _scratch_of_groups(groups, span, groups.other),
+        _scratch_of_groups(groups, span, groups.other),
+    )
     for i in range(span[0], span[1]):
-        first, last = row_indptr[i], row_indptr[i + 1]
-        begin, end = indptr[first], indptr[last]
+        begin, size = _edges_of_groups(groups, i)
+        _set_places(key_at, groups.other, begin, size, inputs.key.stride)
+        _set_places(value_at, groups.other, begin, size, inputs.value.stride)
         for h in range(heads):
-            row = i, h, heads, begin, first, last
-            for group in range(first, last):
-                for k in range(indptr[group], indptr[group + 1]):
-                    score[k - begin] = inputs.bias_RH[pattern[group], h]
-            _pieces(_add_group_scores, width, out, (row, groups, inputs, score))
-            _clipped_powers(score, end - begin, limits[0])
-            total = out.dtype.type(0)
-            for k in range(end - begin):
-                total += abs(score[k])
-            share = one / (total + limits[1])
-            for k in range(begin, end):
-                weight_EH[k, h] = score[k - begin] * share
-                score[k - begin] = abs(weight_EH[k, h])
-            _pieces(_set_mean, width, out, (row, groups, inputs, score, out))
+            row = i, h, heads, begin
+            _set_biases(score, row, groups, inputs.bias_RH)
+            _pieces(_add_group_scores, width, out, (row, groups, inputs, key_at, score))
+            share = one / (_clipped_powers(score, size, limits[0]) + limits[1])
+            for k in range(size):
+                weight_EH[begin + k, h] = score[k] * share
+                score[k] = abs(score[k] * share)
+            _pieces(_set_mean, width, out, (row, groups, inputs, value_at, score, out))
+
+
+@inlined
+def _set_biases(score: Reals, row: Any, groups: Any, bias_RH: Reals) -> None:
+    i, h, _, begin = row
+    for group in _groups_of(groups, i):
+        for k in _edges_in(groups, group, begin):
+            score[k] = bias_RH[groups.pattern[group], h]
 
 
 @inlined
 def _add_group_scores(zero: Any, c: int, given: Any) -> None:
-    row, groups, inputs, score = given
-    i, h, heads, start, first, last = row
-    _, indptr, pattern, source, _, _ = groups
+    row, groups, inputs, key_at, score = given
+    i, h, heads, begin = row
     query, key, _, feature, _, _, width = inputs
-    shift = h * width
-    query_c = _load(zero, query.flat, i * query.stride + shift + c)
-    for group in range(first, last):
-        near = query_c * _load(zero, feature, (pattern[group] * heads + h) * width + c)
-        for k in range(indptr[group], indptr[group + 1]):
-            score[k - start] += _total(_load(zero, key.flat, source[k] * key.stride + shift + c) * near)
+    shift = h * width + c
+    query_c = _load(zero, query.flat, i * query.stride + shift)
+    for group in _groups_of(groups, i):
+        near = query_c * _load(zero, feature, (groups.pattern[group] * heads + h) * width + c)
+        for k in _edges_in(groups, group, begin):
+            score[k] += _total(_load(zero, key.flat, key_at[k] + shift) * near)
 
 
 @inlined
 def _set_mean(zero: Any, c: int, given: Any) -> None:
     """The sum of weight times value times gate."""
-    row, groups, inputs, weight, out = given
-    i, h, heads, start, first, last = row
-    _, indptr, pattern, source, _, _ = groups
+    row, groups, inputs, value_at, weight, out = given
+    i, h, heads, begin = row
     _, _, value, _, _, gate, width = inputs
-    result = zero
-    for group in range(first, last):
+    shift, result = h * width + c, zero
+    for group in _groups_of(groups, i):
         part = zero
-        for k in range(indptr[group], indptr[group + 1]):
-            value_k = _load(zero, value.flat, source[k] * value.stride + h * width + c)
-            part = part + _spread(zero, weight[k - start]) * value_k
-        result = result + _gated(zero, part, gate, (pattern[group] * heads + h) * width + c)
+        for k in _edges_in(groups, group, begin):
+            part = part + _spread(zero, weight[k]) * _load(zero, value.flat, value_at[k] + shift)
+        result = result + _gated(zero, part, gate, (groups.pattern[group] * heads + h) * width + c)
     _store(result, out, (i * heads + h) * width + c)
 
 
@@ -643,69 +696,75 @@ def pattern_targets(
 
     ``pair_E2H`` gets what the sources need of each edge: its weight, and r.
     """
-    row_indptr, indptr, _, _, _, slot_G = groups
     (out, weight_EH), heads, width = kept, kept.weight_EH.shape[1], inputs.width
-    w, r = (
-        _scratch_of_groups(row_indptr, indptr, span, out),
-        _scratch_of_groups(row_indptr, indptr, span, out),
+    w, r = _scratch_of_groups(groups, span, out), _scratch_of_groups(groups, span, out)
+    key_at, value_at = (
+        _scratch_of_groups(groups, span, groups.other),
+        _scratch_of_groups(groups, span, groups.other),
     )
     for i in range(span[0], span[1]):
-        first, last = row_indptr[i], row_indptr[i + 1]
-        begin, end = indptr[first], indptr[last]
+        begin, size = _edges_of_groups(groups, i)
+        _set_places(key_at, groups.other, begin, size, inputs.key.stride)
+        _set_places(value_at, groups.other, begin, size, inputs.value.stride)
         for h in range(heads):
-            row = i, h, heads, begin, first, last
+            row = i, h, heads, begin
             mean = _dot(d.flat, i * d.stride + h * width, out, (i * heads + h) * width, width)
-            r[: end - begin] = 0
-            _pieces(_add_group_dots, width, out, (row, groups, inputs, d, r))
-            for k in range(begin, end):
-                weight = weight_EH[k, h]
+            _clear(r, size)
+            _pieces(_add_group_dots, width, out, (row, groups, inputs, value_at, d, r))
+            for k in range(size):
+                weight = weight_EH[begin + k, h]
                 # nothing where the score was clipped
-                r_k = out.dtype.type(0) if weight < 0 else weight * (r[k - begin] - mean)
-                w[k - begin], r[k - begin] = abs(weight), r_k
-                pair_E2H[k, h], pair_E2H[k, heads + h] = abs(weight), r_k
-            for group in range(first, last):
-                for k in range(indptr[group], indptr[group + 1]):
-                    gradients.dbias_SH[slot_G[group], h] += r[k - begin]
-            _pieces(_set_query, width, out, (row, groups, inputs, d, w, r, gradients))
+                r[k] = out.dtype.type(0) if weight < 0 else weight * (r[k] - mean)
+                w[k] = abs(weight)
+                pair_E2H[begin + k, h], pair_E2H[begin + k, heads + h] = w[k], r[k]
+            _add_biases(r, row, groups, gradients.dbias_SH)
+            _pieces(_set_query, width, out, (row, groups, inputs, (key_at, value_at), d, w, r, gradients))
+
+
+@inlined
+def _add_biases(r: Reals, row: Any, groups: Any, dbias_SH: Reals) -> None:
+    i, h, _, begin = row
+    for group in _groups_of(groups, i):
+        total = r.dtype.type(0)
+        for k in _edges_in(groups, group, begin):
+            total += r[k]
+        dbias_SH[groups.slot[group], h] += total
 
 
 @inlined
 def _add_group_dots(zero: Any, c: int, given: Any) -> None:
     """Add d . (v * g) of each edge."""
-    row, groups, inputs, d, dot = given
-    i, h, heads, start, first, last = row
-    _, indptr, pattern, source, _, _ = groups
+    row, groups, inputs, value_at, d, dot = given
+    i, h, heads, begin = row
     _, _, value, _, _, gate, width = inputs
-    d_c = _load(zero, d.flat, i * d.stride + h * width + c)
-    for group in range(first, last):
-        near = _gated(zero, d_c, gate, (pattern[group] * heads + h) * width + c)
-        for k in range(indptr[group], indptr[group + 1]):
-            value_k = _load(zero, value.flat, source[k] * value.stride + h * width + c)
-            dot[k - start] += _total(value_k * near)
+    shift = h * width + c
+    d_c = _load(zero, d.flat, i * d.stride + shift)
+    for group in _groups_of(groups, i):
+        near = _gated(zero, d_c, gate, (groups.pattern[group] * heads + h) * width + c)
+        for k in _edges_in(groups, group, begin):
+            dot[k] += _total(_load(zero, value.flat, value_at[k] + shift) * near)
 
 
 @inlined
 def _set_query(zero: Any, c: int, given: Any) -> None:
     """Of one target: the query's gradient, and what goes to the terms."""
-    row, groups, inputs, d, w, r, gradients = given
-    i, h, heads, start, first, last = row
-    _, indptr, pattern, source, _, slot_G = groups
+    row, groups, inputs, (key_at, value_at), d, w, r, gradients = given
+    i, h, heads, begin = row
     query, key, value, feature, _, gate, width = inputs
     dquery, dfeature, _, dgate = gradients
     shift = h * width + c
     query_c = _load(zero, query.flat, i * query.stride + shift)
     d_c, result = _load(zero, d.flat, i * d.stride + shift), zero
-    for group in range(first, last):
-        slot_at, part, values = (slot_G[group] * heads + h) * width + c, zero, zero
-        for k in range(indptr[group], indptr[group + 1]):
-            key_k = _load(zero, key.flat, source[k] * key.stride + shift)
-            part = part + _spread(zero, r[k - start]) * key_k
+    for group in _groups_of(groups, i):
+        slot_at, part = (groups.slot[group] * heads + h) * width + c, zero
+        for k in _edges_in(groups, group, begin):
+            part = part + _spread(zero, r[k]) * _load(zero, key.flat, key_at[k] + shift)
         _store(_load(zero, dfeature, slot_at) + part * query_c, dfeature, slot_at)
-        result = result + part * _load(zero, feature, (pattern[group] * heads + h) * width + c)
+        result = result + part * _load(zero, feature, (groups.pattern[group] * heads + h) * width + c)
         if len(gate):
-            for k in range(indptr[group], indptr[group + 1]):
-                value_k = _load(zero, value.flat, source[k] * value.stride + shift)
-                values = values + _spread(zero, w[k - start]) * value_k
+            values = zero
+            for k in _edges_in(groups, group, begin):
+                values = values + _spread(zero, w[k]) * _load(zero, value.flat, value_at[k] + shift)
             _store(_load(zero, dgate, slot_at) + values * d_c, dgate, slot_at)
     _store(result, dquery, (i * heads + h) * width + c)
 
@@ -715,37 +774,37 @@ def pattern_sources(
     span: Span, groups: Groups, inputs: Pattern, d: Rows, pair_E2H: Reals, dkey: Reals, dvalue: Reals
 ) -> None:
     """Gradients of keys and values by source."""
-    row_indptr, indptr, _, _, number, _ = groups
-    heads = pair_E2H.shape[1] // 2
-    w, r = (
-        _scratch_of_groups(row_indptr, indptr, span, dkey),
-        _scratch_of_groups(row_indptr, indptr, span, dkey),
+    heads, number = pair_E2H.shape[1] // 2, groups.number
+    w, r = _scratch_of_groups(groups, span, dkey), _scratch_of_groups(groups, span, dkey)
+    query_at, d_at = (
+        _scratch_of_groups(groups, span, groups.other),
+        _scratch_of_groups(groups, span, groups.other),
     )
     for j in range(span[0], span[1]):
-        first, last = row_indptr[j], row_indptr[j + 1]
-        begin, end = indptr[first], indptr[last]
+        begin, size = _edges_of_groups(groups, j)
+        _set_places(query_at, groups.other, begin, size, inputs.query.stride)
+        _set_places(d_at, groups.other, begin, size, d.stride)
         for h in range(heads):
-            for k in range(begin, end):
-                w[k - begin], r[k - begin] = pair_E2H[number[k], h], pair_E2H[number[k], heads + h]
-            row = j, h, heads, begin, first, last
-            _pieces(_set_key_and_value, inputs.width, dkey, (row, groups, inputs, d, w, r, dkey, dvalue))
+            for k in range(size):
+                edge = _U(number[begin + k])
+                w[k], r[k] = pair_E2H[edge, h], pair_E2H[edge, heads + h]
+            row = j, h, heads, begin
+            given = row, groups, inputs, (query_at, d_at), d, w, r, dkey, dvalue
+            _pieces(_set_key_and_value, inputs.width, dkey, given)
 
 
 @inlined
 def _set_key_and_value(zero: Any, c: int, given: Any) -> None:
-    row, groups, inputs, d, w, r, dkey, dvalue = given
-    j, h, heads, start, first, last = row
-    _, indptr, pattern, target, _, _ = groups
+    row, groups, inputs, (query_at, d_at), d, w, r, dkey, dvalue = given
+    j, h, heads, begin = row
     query, _, _, feature, _, gate, width = inputs
     shift, out_at = h * width + c, (j * heads + h) * width + c
     key_sum, value_sum = zero, zero
-    for group in range(first, last):
-        term_at, part, values = (pattern[group] * heads + h) * width + c, zero, zero
-        for k in range(indptr[group], indptr[group + 1]):
-            query_k = _load(zero, query.flat, target[k] * query.stride + shift)
-            part = part + _spread(zero, r[k - start]) * query_k
-            d_k = _load(zero, d.flat, target[k] * d.stride + shift)
-            values = values + _spread(zero, w[k - start]) * d_k
+    for group in _groups_of(groups, j):
+        term_at, part, values = (groups.pattern[group] * heads + h) * width + c, zero, zero
+        for k in _edges_in(groups, group, begin):
+            part = part + _spread(zero, r[k]) * _load(zero, query.flat, query_at[k] + shift)
+            values = values + _spread(zero, w[k]) * _load(zero, d.flat, d_at[k] + shift)
         key_sum = key_sum + part * _load(zero, feature, term_at)
         value_sum = value_sum + _gated(zero, values, gate, term_at)
     _store(key_sum, dkey, out_at)
@@ -785,47 +844,96 @@ def _pieces(work: Any, width: int, array: Reals, given: Any) -> None:
 
 
 @inlined
-def _scratch(indptr: Integers, span: Span, like: Reals) -> Reals:
-    """Room for a number for each edge of any of the rows, and for a piece more."""
-    most = 0
-    for i in range(span[0], span[1]):
-        most = max(most, indptr[i + 1] - indptr[i])
-    return np.empty(most + _NARROW, like.dtype)
+def _scratch(indptr: Integers, span: Span, like: Any) -> Any:
+    """Room for a number for each edge of any of the rows, and for a piece more; hardly any of it is used."""
+    return np.empty(indptr[span[1]] - indptr[span[0]] + _NARROW, like.dtype)
 
 
 @inlined
-def _scratch_of_groups(row_indptr: Integers, indptr: Integers, span: Span, like: Reals) -> Reals:
-    most = 0
-    for i in range(span[0], span[1]):
-        most = max(most, indptr[row_indptr[i + 1]] - indptr[row_indptr[i]])
-    return np.empty(most + _NARROW, like.dtype)
+def _scratch_of_groups(groups: Any, span: Span, like: Any) -> Any:
+    first, last = groups.row_indptr[span[0]], groups.row_indptr[span[1]]
+    return np.empty(groups.indptr[last] - groups.indptr[first] + _NARROW, like.dtype)
 
 
 @inlined
-def _softmax(score: Reals, num_edges: int) -> None:
-    highest, total = score.dtype.type(-np.inf), score.dtype.type(0)
-    for k in range(num_edges):
-        highest = max(highest, score[k])
+def _edges_of(indptr: Integers, i: int) -> tuple[Any, Any]:
+    """A row's first edge, and how many it has."""
+    return _U(indptr[i]), _U(indptr[i + 1] - indptr[i])
+
+
+@inlined
+def _edges_of_groups(groups: Any, i: int) -> tuple[Any, Any]:
+    begin = groups.indptr[groups.row_indptr[i]]
+    return _U(begin), _U(groups.indptr[groups.row_indptr[i + 1]] - begin)
+
+
+@inlined
+def _groups_of(groups: Any, i: int) -> Any:
+    """A row's groups."""
+    return range(_U(groups.row_indptr[i]), _U(groups.row_indptr[i + 1]))
+
+
+@inlined
+def _edges_in(groups: Any, group: Any, begin: Any) -> Any:
+    """A group's edges, counted from the row's first."""
+    return range(_U(groups.indptr[group]) - begin, _U(groups.indptr[group + _U(1)]) - begin)
+
+
+@inlined
+def _set_places(at: Integers, other: Integers, begin: Any, size: Any, stride: int) -> None:
+    """Where the vector of each edge's other end begins."""
+    for k in range(size):
+        at[k] = other[begin + k] * stride
+
+
+@inlined
+def _clear(values: Reals, size: Any) -> None:
+    zero = _narrow(values)
+    for k in range(_U(0), size, _U(_NARROW)):
+        _store(zero, values, k)
+
+
+@inlined
+def _softmax(score: Reals, size: Any) -> None:
+    """Of the first ``size`` numbers; what lies beyond them is there to be overwritten."""
     zero = _narrow(score)
-    for k in range(0, num_edges, _NARROW):  # what lies beyond the edges is there to be overwritten
-        _store(_exp(_load(zero, score, k) - _spread(zero, highest)), score, k)
-    for k in range(num_edges):
-        total += score[k]
-    share = score.dtype.type(1) / total
-    for k in range(num_edges):
-        score[k] *= share
+    highest, total = _spread(zero, -np.inf), zero
+    _store(highest, score, size)
+    for k in range(_U(0), size, _U(_NARROW)):
+        score_k = _load(zero, score, k)
+        highest = _choose(score_k, highest, score_k, highest)
+    highest = _spread(zero, _highest(highest))
+    for k in range(_U(0), size, _U(_NARROW)):
+        power = _exp(_load(zero, score, k) - highest)
+        total = total + power
+        _store(power, score, k)
+    share = _spread(zero, score.dtype.type(1) / _total(total))
+    for k in range(_U(0), size, _U(_NARROW)):
+        _store(_load(zero, score, k) * share, score, k)
 
 
 @inlined
-def _clipped_powers(score: Reals, num_edges: int, clip: Any) -> None:
-    """exp of the clipped scores, with the sign that says whether it was clipped; NaN stays NaN."""
+def _clipped_powers(score: Reals, size: Any, clip: Any) -> Any:
+    """exp of the clipped scores, with the sign that says whether it was clipped, in their place; their sum.
+
+    NaN stays NaN. What lies beyond the first ``size`` numbers is there to be overwritten.
+    """
     zero = _narrow(score)
-    clips = _spread(zero, clip)
-    for k in range(0, num_edges, _NARROW):
-        s = _load(zero, score, k)
-        power = _exp(_choose(s, clips, clips, _choose(zero - clips, s, zero - clips, s)))
-        size = _choose(s, zero, s, zero - s)
-        _store(_choose(size, clips, zero - power, power), score, k)
+    clips, total = _spread(zero, clip), zero
+    for k in range(_U(0), size, _U(_NARROW)):
+        score_k = _load(zero, score, k)
+        power = _exp(_choose(score_k, clips, clips, _choose(zero - clips, score_k, zero - clips, score_k)))
+        _store(_choose(_absolute(score_k), clips, zero - power, power), score, k)
+    _store(zero, score, size)
+    for k in range(_U(0), size, _U(_NARROW)):
+        total = total + _absolute(_load(zero, score, k))
+    return _total(total)
+
+
+@inlined
+def _absolute(vector: Any) -> Any:
+    minus = vector - vector - vector
+    return _choose(vector, minus, vector, minus)
 
 
 @inlined

@@ -45,8 +45,11 @@ def gatv2_attention(
     ``source_SHN`` and ``target_THN`` are the two projections of the nodes, each of those that it is for,
     ``attention_HN`` the vectors a, ``features`` the edges' features f, (E, K), and their projection W_e,
     (K, H, N), ``keep_EH`` the multipliers m. Differentiable once in all but f and m. The result has the dtype
-    of ``source_SHN``. Raises ``ValueError`` for a shape that does not fit the edges.
+    of ``source_SHN``. Raises ``ValueError`` for a shape that does not fit the edges, and for a slope above 1,
+    with which LeakyReLU is not the larger of z and its slope times z.
     """
+    if negative_slope > 1:
+        raise ValueError(f"a slope of {negative_slope} where at most 1 is possible")
     _check_shapes(source_SHN, target_THN, attention_HN, edges, features, keep_EH)
     wide = torch.promote_types(source_SHN.dtype, torch.float32)
     kernels = kernels_for(backend, source_SHN.new_empty(0, dtype=wide))
