@@ -4,8 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
+from torch.nn import functional
 
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import Beside, graph_activation, graph_dropout
 from txpert_dist.model.dropout import DropoutKey, cell_dropout, cell_normal, hash_integers
 
 KEY = DropoutKey(seed=3, step=11, first_row=0)
@@ -123,6 +125,62 @@ def test_graph_draws_are_independent_of_each_other():
     assert np.abs(columns_NN[~np.eye(512, dtype=bool)]).max() < 6
     assert np.abs(centred_PN.mean(0) * np.sqrt(800)).max() < 5
     assert np.abs(centred_PN.mean(1) * np.sqrt(512)).max() < 5
+
+
+@st.composite
+def activations(draw: st.DrawFn) -> tuple[Tensor, Beside | None, Tensor | None]:
+    """Activations, what stands beside some of them, numbers of their rows."""
+    rows, width, more, others = (draw(st.integers(0, most)) for most in (7, 9, 9, 5))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    values = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x_PN, other_SM = (
+        torch.randn(*shape, generator=values).to(dtype).requires_grad_()
+        for shape in ((rows, width), (rows + others, more))
+    )
+    number = torch.tensor(
+        draw(st.lists(st.integers(0, 2**40), min_size=rows, max_size=rows)), dtype=torch.int64
+    )
+    place = torch.randperm(len(other_SM), generator=values)[:rows]
+    besides = [None, Beside(other_SM, place), Beside(other_SM[:rows].contiguous(), None)]
+    return x_PN, draw(st.sampled_from(besides)), draw(st.sampled_from([None, number]))
+
+
+@given(activations(), st.sampled_from([0.0, 0.3]), st.sampled_from([None, KEY]))
+def test_an_activation_is_the_joint_then_leaky_relu_then_dropout(given_, probability, key):
+    x_PN, beside, rows = given_
+    ours_PN = graph_activation(x_PN, 0.01, (probability, 3), key, rows, beside=beside)
+    joint_PN, leaves = x_PN, [x_PN]
+    if beside is not None:
+        other_SM, place = beside
+        right_PM = other_SM if place is None else other_SM[place]
+        joint_PN, leaves = torch.cat([x_PN, right_PM], 1), [x_PN, other_SM]
+    plain_PN = graph_dropout(functional.leaky_relu(joint_PN, 0.01), probability, 3, key, rows)
+    torch.testing.assert_close(ours_PN, plain_PN, rtol=1e-6, atol=0)
+    d_PN = torch.randn_like(plain_PN)
+    for one, other in zip(*(torch.autograd.grad(y, leaves, d_PN) for y in (ours_PN, plain_PN)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_an_activation_keeps_what_is_not_finite_where_it_is_not_dropped():
+    x_PN = torch.full((1, 400), torch.nan)
+    x_PN[0, 200:] = torch.inf
+    ours_PN = graph_activation(x_PN, 0.01, (0.5, 0), KEY)
+    assert ours_PN[0, :200].isnan().all()
+    assert set(ours_PN[0, 200:].nan_to_num(nan=-1, posinf=1).tolist()) == {-1.0, 1.0}  # inf times 0 is NaN
+
+
+def test_activations_do_not_depend_on_the_threads():
+    x_PN, other_SM, place = torch.randn(3000, 101), torch.randn(4000, 200), torch.randperm(4000)[:3000]
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            leaves = x_PN.requires_grad_(), other_SM.requires_grad_()
+            y_PN = graph_activation(leaves[0], 0.01, (0.3, 0), KEY, beside=Beside(leaves[1], place))
+            made.append([y_PN, *torch.autograd.grad(y_PN.square().sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, first) for again in made for one, first in zip(again, made[0], strict=True))
 
 
 def test_graph_draws_do_not_depend_on_the_threads():

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txpert_dist import config
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_activation
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.reach import Cut, Reach, Workers, only
@@ -33,7 +32,7 @@ class EmbeddingEncoder(nn.Module):
         rows = reaches[0].rows if reaches else None
         x_PN = self.features(key)
         x_PN = x_PN if rows is None else x_PN.index_select(0, rows)
-        return graph_dropout(functional.leaky_relu(self.last(x_PN), 0.01), self.dropout, 0, key, rows)
+        return graph_activation(self.last(x_PN), 0.01, (self.dropout, 0), key, rows)
 
     def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
         """There are no layers to cut."""

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_activation, graph_dropout
 from txpert_dist.model.attention.layers import EdgeFeatures, Gather, Gatv2Layer
 from txpert_dist.model.attention.pattern import pattern_attention
 from txpert_dist.model.attention.pattern_edges import PatternEdges
@@ -92,8 +92,7 @@ class ExphormerEncoder(nn.Module):
         h_PN = h_PN.index_select(0, reach.first)
         for layer, cut in zip(self.layers[whole:], reach.cuts, strict=True):
             h_PN, e_RN = layer(h_PN, e_RN, self.edges, key, cut)
-        z_PD = functional.leaky_relu(self.last(h_PN), 0.01)
-        return graph_dropout(z_PD, self.dropout, self.site, key, reach.rows)
+        return graph_activation(self.last(h_PN), 0.01, (self.dropout, self.site), key, reach.rows)
 
     def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
         """How many of the last layers are worth cutting for such genes as ``rows``, training or not."""

@@ -21,7 +21,7 @@ from torch.nn import functional
 from graph_store.graph import KnowledgeGraph
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_activation
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.features import NodeFeatures
 from txpert_dist.model.encoders.reach import Cut, Reach, Workers
@@ -92,9 +92,10 @@ class GraphView(nn.Module):
 
     def forward(self, key: DropoutKey | None = None, reach: Reach | None = None) -> Tensor:
         """(P, H, hidden), or (R, H, hidden) of what ``reach`` is of; ``key`` switches dropout on."""
-        x_PN = functional.leaky_relu(self.last(self.stack(self.features(key), key, reach)), 0.01)
+        x_PN = self.last(self.stack(self.features(key), key, reach))
         rows = None if reach is None else reach.rows
-        return graph_dropout(x_PN, self.dropout, self.site, key, rows).reshape(-1, *self.shape_HN)
+        x_PN = graph_activation(x_PN, 0.01, (self.dropout, self.site), key, rows)
+        return x_PN.reshape(-1, *self.shape_HN)
 
 
 class GraphAttention(nn.Module):

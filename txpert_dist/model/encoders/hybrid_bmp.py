@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.edges import union_edges
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import graph_activation
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.gcn import Propagation
 from txpert_dist.model.encoders.reach import Cut, Reach, Tables, Workers, depth_of, reach_of
@@ -49,9 +48,8 @@ class HybridBmpEncoder(nn.Module):
         down, up = reaches or (None, None)
         x_PN = _passed(self.from_sources, self.incoming_PN, down)
         x_PN = x_PN + _passed(self.from_targets, self.outgoing_PN, up)
-        hidden_PN = functional.leaky_relu(self.first(x_PN), 0.01)
-        rows = None if down is None else down.rows
-        z_PD: Tensor = self.last(graph_dropout(hidden_PN, self.dropout, _HIDDEN_SITE, key, rows))
+        rows, dropout = None if down is None else down.rows, (self.dropout, _HIDDEN_SITE)
+        z_PD: Tensor = self.last(graph_activation(self.first(x_PN), 0.01, dropout, key, rows))
         return z_PD
 
     def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from txpert_dist import config
 from txpert_dist.model.attention.edges import EdgeList, EdgeTable
-from txpert_dist.model.attention.graph_dropout import graph_dropout
+from txpert_dist.model.attention.graph_dropout import Beside, graph_activation
 from txpert_dist.model.attention.layers import EdgeFeatures, Gatv1Layer, Gatv2Layer
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.reach import (
@@ -114,11 +113,20 @@ class Stack(nn.Module):
         for number, cut in enumerate(cuts, start):
             edges, gather = (None, None) if cut is None else (cut.tables.edges, cut.gather)
             out_TN = self.layers[number](x_SN, key, edges, gather)
-            joined_TN = self._join(out_TN, self.skips[number](targets_of(x_SN, cut)))
-            x_SN = functional.leaky_relu(normalised(self.norms[number], joined_TN, cut), 0.01)
-            nodes = None if cut is None else cut.nodes
-            x_SN = graph_dropout(x_SN, self.options.dropout, self.sites[number], key, nodes)
+            x_SN = self._activated(out_TN, x_SN, number, cut, key)
         return x_SN
+
+    def _activated(
+        self, out_TN: Tensor, x_SN: Tensor, number: int, cut: Cut | None, key: DropoutKey | None
+    ) -> Tensor:
+        """What the next layer reads, from a layer's output and input."""
+        dropout, nodes = (self.options.dropout, self.sites[number]), None if cut is None else cut.nodes
+        if self.options.skip == "concat" and self.options.norm == "none":
+            beside = Beside(x_SN, None if cut is None else cut.place)
+            return graph_activation(out_TN, 0.01, dropout, key, nodes, beside=beside)
+        joined_TN = self._join(out_TN, self.skips[number](targets_of(x_SN, cut)))
+        normalised_TN = normalised(self.norms[number], joined_TN, cut)
+        return graph_activation(normalised_TN, 0.01, dropout, key, nodes)
 
     def _join(self, out_TN: Tensor, skipped_TN: Tensor) -> Tensor:
         match self.options.skip:
@@ -146,8 +154,8 @@ class StackEncoder(nn.Module):
         """z_PD of every node, or of those that ``reaches`` are of; ``key`` switches dropout on."""
         (reach,) = reaches or (None,)
         x_PN = self.stack(self.features(key), key, reach)
-        z_PD = functional.leaky_relu(self.last(x_PN), 0.01)
-        return graph_dropout(z_PD, self.dropout, self.site, key, None if reach is None else reach.rows)
+        rows = None if reach is None else reach.rows
+        return graph_activation(self.last(x_PN), 0.01, (self.dropout, self.site), key, rows)
 
     def depths(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
         """How many of the last layers are worth cutting for such nodes as ``rows``."""
