@@ -167,7 +167,8 @@ class TransformerLayer(nn.Module):
         x_TN = normalised(self.first_norm, h_TN + self._thinned(attended_TN, 0, key, cut), cut)
         if self.local is not None:
             x_TN = x_TN + self.local(h_SN, key, local, gather)
-        wide_TN = self._thinned(functional.relu(self.expand(x_TN)), 1, key, cut)
+        dropout, nodes = (self.dropout, self.sites[1]), None if cut is None else cut.nodes
+        wide_TN = graph_activation(self.expand(x_TN), 0.0, dropout, key, nodes)
         change_TN = self._thinned(self.contract(wide_TN), 2, key, cut)
         return normalised(self.second_norm, x_TN + change_TN, cut), e_RN
 
