@@ -148,11 +148,11 @@ class _Activated(torch.autograd.Function):
         ctx: Any, x_PN: Tensor, other_SM: Tensor, given: tuple[Tensor | None, Tensor, _Draw, float]
     ) -> Tensor:
         out_PN = torch.empty(len(x_PN), x_PN.shape[1] + other_SM.shape[1], dtype=x_PN.dtype)
-        ctx.save_for_backward(out_PN)
-        ctx.shapes, ctx.given = (x_PN.shape, other_SM.shape), given
         x, other, out = (part.detach().contiguous().numpy() for part in (x_PN, other_SM, out_PN))
         rule, flat = _rule(out, given), out.ravel()
         over_blocks(_bounds(out), lambda _, span: _activate(span, x, other, rule, flat))
+        ctx.save_for_backward(out_PN)
+        ctx.shapes, ctx.given = (x_PN.shape, other_SM.shape), given
         return out_PN
 
     @staticmethod
@@ -209,13 +209,8 @@ def _thin(
 
 
 @compiled
-def _activate(
-    span: Span,
-    x_PN: Reals,
-    other_SM: Reals,
-    rule: _Rule,
-    out: Reals,
-) -> None:
+def _activate(span: Span, x_PN: Reals, other_SM: Reals, rule: _Rule, out: Reals) -> None:
+    """``out`` is flat."""
     width, more = _U(x_PN.shape[1]), _U(other_SM.shape[1])
     bits = np.empty((width + more) // _U(_LANES) + _U(1), np.uint64)
     lanes = bits.view(np.int16)
@@ -236,15 +231,8 @@ def _activate(
 
 
 @compiled
-def _deactivate(
-    span: Span,
-    d: Reals,
-    out: Reals,
-    rule: _Rule,
-    dx_PN: Reals,
-    dother_SM: Reals,
-) -> None:
-    """The gradients of ``_activate``, from the sign of what it made."""
+def _deactivate(span: Span, d: Reals, out: Reals, rule: _Rule, dx_PN: Reals, dother_SM: Reals) -> None:
+    """The gradients of ``_activate``, from the sign of what it made; rows are written once, by one thread."""
     width, more = _U(dx_PN.shape[1]), _U(dother_SM.shape[1])
     bits = np.empty((width + more) // _U(_LANES) + _U(1), np.uint64)
     lanes = bits.view(np.int16)
