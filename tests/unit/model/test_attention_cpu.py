@@ -27,7 +27,9 @@ from txpert_dist.model.attention.threads import over_blocks, row_bounds
 
 HEADS, WIDTH, PATTERNS = 2, 5, 3
 WIDTHS = (WIDTH, 16, 64 + 16 + WIDTH)
-"""The kernels cut a width into pieces of 64, 16 and 1."""
+"""The kernels cut a width into pieces of 128, 64, 16 and 1."""
+SHAPES = [*((HEADS, width) for width in WIDTHS), (HEADS, 128 + 64 + 16 + WIDTH), (1, 64)]
+"""Heads and widths."""
 KINDS = ("gatv2", "gatv2 with everything", "gatv1", "sum", "pattern", "pattern with gates")
 
 Table = EdgeTable | PatternTable
@@ -69,6 +71,7 @@ class Problem:
         num_nodes: int,
         edges_2E: NDArray[np.int64],
         *,
+        heads: int = HEADS,
         width: int = WIDTH,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -78,28 +81,28 @@ class Problem:
             return numbers(*shape, seed=seed, dtype=dtype)
 
         self.table: Table
-        self.by_source = [draw(num_nodes, HEADS, width, seed=1)]
+        self.by_source = [draw(num_nodes, heads, width, seed=1)]
         self.by_target, self.shared = [], []
         self.feature_EK = draw(num_edges, 2, seed=5).detach()
-        self.keep_EH = (draw(num_edges, HEADS, seed=6) > 0).to(dtype) * 1.7
-        self.weight_EH = draw(num_edges, HEADS, seed=7).detach()
+        self.keep_EH = (draw(num_edges, heads, seed=6) > 0).to(dtype) * 1.7
+        self.weight_EH = draw(num_edges, heads, seed=7).detach()
         if kind.startswith("pattern"):
             pattern_E = np.random.default_rng(0).integers(0, PATTERNS, num_edges)
             self.table = PatternEdges(edges_2E, pattern_E, num_nodes).table
-            self.by_source.append(draw(num_nodes, HEADS, width, seed=2))
-            self.by_target = [draw(num_nodes, HEADS, width, seed=3)]
-            self.shared = [draw(PATTERNS, HEADS, width, seed=4), draw(PATTERNS, HEADS, seed=8)]
+            self.by_source.append(draw(num_nodes, heads, width, seed=2))
+            self.by_target = [draw(num_nodes, heads, width, seed=3)]
+            self.shared = [draw(PATTERNS, heads, width, seed=4), draw(PATTERNS, heads, seed=8)]
             if kind.endswith("gates"):
-                self.shared.append(draw(PATTERNS, HEADS, width, seed=9))
+                self.shared.append(draw(PATTERNS, heads, width, seed=9))
             return
         self.table = Edges(edges_2E, num_nodes).table
         if kind.startswith("gatv2"):
-            self.by_target = [draw(num_nodes, HEADS, width, seed=3)]
-            self.shared = [draw(HEADS, width, seed=4)]
+            self.by_target = [draw(num_nodes, heads, width, seed=3)]
+            self.shared = [draw(heads, width, seed=4)]
         if kind == "gatv2 with everything":
-            self.shared.append(draw(2, HEADS, width, seed=9))
+            self.shared.append(draw(2, heads, width, seed=9))
         if kind == "gatv1":
-            self.shared = [draw(HEADS, width, seed=4), draw(HEADS, width, seed=9)]
+            self.shared = [draw(heads, width, seed=4), draw(heads, width, seed=9)]
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -152,9 +155,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=50, deadline=None)
-@given(graph=multigraphs(), width=st.sampled_from(WIDTHS))
-def test_compiled_and_reference_agree_on_any_degrees(kind, graph, width):
-    problem = Problem(kind, *graph, width=width)
+@given(graph=multigraphs(), shape=st.sampled_from(SHAPES))
+def test_compiled_and_reference_agree_on_any_degrees(kind, graph, shape):
+    problem = Problem(kind, *graph, heads=shape[0], width=shape[1])
     ours, reference = problem.run("compiled"), problem.run("reference")
     both = zip(
         [ours, *gradients(ours, problem.leaves)],
@@ -168,13 +171,13 @@ def test_compiled_and_reference_agree_on_any_degrees(kind, graph, width):
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
-@given(graph=multigraphs(), width=st.sampled_from(WIDTHS), data=st.data())
-def test_some_rows_equal_those_of_all(backend, kind, graph, width, data):
+@given(graph=multigraphs(), shape=st.sampled_from(SHAPES), data=st.data())
+def test_some_rows_equal_those_of_all(backend, kind, graph, shape, data):
     num_nodes, edges_2E = graph
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, num_nodes - 1)))), np.int64)
     needed = np.union1d(rows, edges_2E[0, np.isin(edges_2E[1], rows)])
     sources = data.draw(st.sampled_from([None, needed]))
-    problem = Problem(kind, num_nodes, edges_2E, width=width)
+    problem = Problem(kind, num_nodes, edges_2E, heads=shape[0], width=shape[1])
     some_RHN, all_THN = problem.run(backend, rows, sources), problem.run(backend)
     torch.testing.assert_close(some_RHN, all_THN[torch.from_numpy(rows)], rtol=1e-12, atol=1e-12)
     some, everything = (
@@ -347,7 +350,7 @@ def relative_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("width", [32, 96])
+@pytest.mark.parametrize("width", [32, 64, 208])
 @pytest.mark.parametrize("version", [1, 2])
 def test_single_precision_errs_no_more_than_pygs(version, width, seed):
     """At most five times PyG's error against double precision, and 1e-6."""

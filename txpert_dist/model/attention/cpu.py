@@ -88,44 +88,53 @@ class _Gatv2(torch.autograd.Function):
     ) -> Tensor:
         edges, out_THN = given.edges, y_THN.new_empty(y_THN.shape)
         keep_EH = x_SHN.new_empty(0, x_SHN.shape[1]) if given.keep_EH is None else given.keep_EH
-        weight_EH = x_SHN.new_empty(len(edges.source), x_SHN.shape[1])
-        kept_EH = weight_EH if given.keep_EH is None else torch.empty_like(weight_EH)
+        heads, width = a_HN.shape
+        weight = x_SHN.new_empty(len(edges.source) * heads)
+        kept_weight = weight if given.keep_EH is None else torch.empty_like(weight)
+        marks = torch.empty(len(weight) * kernels.mark_bytes(width), dtype=torch.uint8)
         inputs = _gatv2_inputs(x_SHN, y_THN, a_HN, p_KHN, given)
         by_target, keep = _by_target(edges), _array(keep_EH)
-        kept = kernels.Gatv2Kept(_flat(out_THN), _array(weight_EH), _array(kept_EH))
+        kept = kernels.Gatv2Kept(_flat(out_THN), *map(_array, (weight, kept_weight, marks)))
         over_blocks(
             row_bounds(edges.host_indptr),
-            lambda _, span: kernels.gatv2_forward(span, by_target, inputs, keep, kept),
+            lambda _, span: kernels.gatv2_forward(span, by_target, inputs, heads, keep, kept),
         )
-        ctx.save_for_backward(x_SHN, y_THN, a_HN, p_KHN, weight_EH, kept_EH, out_THN)
+        ctx.save_for_backward(x_SHN, y_THN, a_HN, p_KHN, out_THN, weight, kept_weight, marks)
         ctx.given = given
         return out_THN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_THN: Tensor) -> tuple[Tensor | None, ...]:
-        x_SHN, y_THN, a_HN, p_KHN, weight_EH, kept_EH, out_THN = ctx.saved_tensors
+        x_SHN, y_THN, a_HN, p_KHN, out_THN, *edge_arrays = ctx.saved_tensors
         given: Gatv2Given = ctx.given
         inputs, d = _gatv2_inputs(x_SHN, y_THN, a_HN, p_KHN, given), _rows(d_THN.contiguous())
-        kept = kernels.Gatv2Kept(_flat(out_THN), _array(weight_EH), _array(kept_EH))
-        pair_E2H = np.empty((len(weight_EH), 2 * weight_EH.shape[1]), kept.out.dtype)
+        kept = kernels.Gatv2Kept(_flat(out_THN), *map(_array, edge_arrays))
+        pair_E2H = np.empty((len(given.edges.source), 2 * len(a_HN)), kept.out.dtype)
         by_target, bounds = _by_target(given.edges), row_bounds(given.edges.host_indptr)
         dx_SHN, dy_THN = x_SHN.new_empty(x_SHN.shape), y_THN.new_empty(y_THN.shape)
         da_BHN = torch.zeros(len(bounds) - 1, *a_HN.shape, dtype=torch.float64)
-        dp_BKHN = torch.zeros(len(bounds) - 1, *p_KHN.shape, dtype=torch.float64)
-        gradients = kernels.Gatv2Gradients(*map(_flat, (dy_THN, da_BHN, dp_BKHN)))
+        step_BKHN = torch.zeros(len(bounds) - 1, *p_KHN.shape, dtype=torch.float64)
+        gradients = kernels.Gatv2Gradients(*map(_flat, (dy_THN, da_BHN, step_BKHN)))
         over_blocks(
             bounds,
             lambda block, span: kernels.gatv2_targets(
                 span, (block, bounds), by_target, inputs, kept, d, pair_E2H, gradients
             ),
         )
-        by_source, dx = _by_source(given.edges), _flat(dx_SHN)
+        by_source = _by_source(given.edges)
+        source_bounds = row_bounds(by_source.indptr)
+        more_BHN = torch.zeros(len(source_bounds) - 1, *a_HN.shape, dtype=torch.float64)
+        into = _flat(dx_SHN), _flat(more_BHN)
         over_blocks(
-            row_bounds(by_source.indptr),
-            lambda _, span: kernels.gatv2_sources(span, by_source, inputs, d, pair_E2H, dx),
+            source_bounds,
+            lambda block, span: kernels.gatv2_sources(
+                span, (block, source_bounds), by_source, inputs, kept.marks, d, pair_E2H, into
+            ),
         )
-        return dx_SHN, dy_THN, da_BHN.sum(0).to(a_HN.dtype), dp_BKHN.sum(0).to(a_HN.dtype), None
+        step_KHN = step_BKHN.sum(0)
+        da_HN = da_BHN.sum(0) + more_BHN.sum(0) + (p_KHN * step_KHN).sum(0)
+        return dx_SHN, dy_THN, da_HN.to(a_HN.dtype), (a_HN * step_KHN).to(a_HN.dtype), None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -209,23 +218,23 @@ class _Pattern(torch.autograd.Function):
         *tensors, edges, limits = arguments
         inputs = _pattern_inputs(tensors)
         out_THN: Tensor = torch.empty(tensors[0].shape, dtype=tensors[0].dtype)
-        weight_EH = out_THN.new_empty(len(edges.order), out_THN.shape[1])
-        kept = kernels.PatternKept(_flat(out_THN), _array(weight_EH))
+        weight = out_THN.new_empty(len(edges.order) * out_THN.shape[1])
+        kept = kernels.PatternKept(_flat(out_THN), _array(weight))
         groups, (clip, epsilon) = _by_pattern(edges.by_target, slot=edges.slot_G), limits
         ends = kept.out.dtype.type(clip), kept.out.dtype.type(epsilon)
         over_blocks(edges.bounds, lambda _, span: kernels.pattern_forward(span, groups, ends, inputs, kept))
-        ctx.save_for_backward(*tensors, out_THN, weight_EH)
+        ctx.save_for_backward(*tensors, out_THN, weight)
         ctx.edges = edges
         return out_THN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_THN: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, out_THN, weight_EH = ctx.saved_tensors
+        *tensors, out_THN, weight = ctx.saved_tensors
         edges: PatternTable = ctx.edges
         inputs, d = _pattern_inputs(tensors), _rows(d_THN.contiguous())
-        kept = kernels.PatternKept(_flat(out_THN), _array(weight_EH))
-        pair_E2H = np.empty((len(weight_EH), 2 * weight_EH.shape[1]), kept.out.dtype)
+        kept = kernels.PatternKept(_flat(out_THN), _array(weight))
+        pair_E2H = np.empty((len(edges.order), 2 * out_THN.shape[1]), kept.out.dtype)
         dquery_THN, dkey_SHN, dvalue_SHN = (torch.empty(x.shape, dtype=x.dtype) for x in tensors[:3])
         dfeature_SHN, dbias_SH, dgate_SHN = sums = [
             x.new_zeros(len(edges.slot_order) if len(x) else 0, *x.shape[1:]) for x in tensors[3:]

@@ -6,14 +6,23 @@ depends on its span of rows alone, and not on which thread makes the call; no [E
 
 A row's edges are gone through once for each piece of a vector's width, with what is summed over them in the
 processor's registers: ``_Vector`` is such a piece. What a compiler makes of a plain loop over the width reads
-and writes those sums once an edge. So the width is cut into pieces of 64 numbers, the rest into pieces of 16,
-then of one. What a row has for each edge lies side by side in scratch meanwhile.
+and writes those sums once an edge. So the width is cut into pieces of 128 numbers, the rest into pieces of
+64, of 16, then of one. What a row has for each edge lies side by side in scratch meanwhile; a sum over a
+vector stays sixteen numbers there until those of sixteen edges become their sums together.
+
+GATv2's forward pass keeps a bit a number, whether z is positive, and no z: with it the gradients need no
+sum over edges but that of g where z is positive. By source they gather one vector an edge, not two, and a's
+gradient is found node by node,
+
+    sum over edges of g l(z) = sum over nodes of x times the sum of g l' by source + the same of y by target,
+
+since l(z) = l' z, z = x + y (and what the edges' features add, alike).
 
 All that is compiled into these loops is in this file (see ``compiled``).
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -71,20 +80,23 @@ class Gatv2Kept(NamedTuple):
 
     out: Reals
     """(T * M,)"""
-    weight_EH: Reals
-    kept_EH: Reals
+    weight: Reals
+    """(E * H,) a row's edges side by side, head by head."""
+    kept: Reals
     """Times the multipliers; the same array when there are none."""
+    marks: NDArray[np.uint8]
+    """(E * H * mark_bytes(N),) where z is positive: see ``_mark_at``."""
 
 
 class Gatv2Gradients(NamedTuple):
-    """What is found by target; ``da`` and ``dp`` hold one sum for each block of rows."""
+    """What is found by target; the last two hold one sum for each block of rows."""
 
     dy: Reals
     """(T * M,)"""
     da: NDArray[np.float64]
-    """(B * M,)"""
-    dp: NDArray[np.float64]
-    """(B * K * M,)"""
+    """(B * M,) of g l' times y"""
+    steps: NDArray[np.float64]
+    """(B * K * M,) of g l' times a feature"""
 
 
 class Groups(NamedTuple):
@@ -124,8 +136,8 @@ class PatternKept(NamedTuple):
 
     out: Reals
     """(T * M,)"""
-    weight_EH: Reals
-    """Negative where the score was clipped."""
+    weight: Reals
+    """(E * H,) a row's edges side by side, head by head; negative where the score was clipped."""
 
 
 class PatternGradients(NamedTuple):
@@ -176,7 +188,7 @@ def _zeros(lanes: int) -> Callable[..., Any]:
     return _operation(zeros)
 
 
-_wide, _narrow, _single = _zeros(_WIDE), _zeros(_NARROW), _zeros(1)
+_double, _wide, _narrow, _single = (_zeros(lanes) for lanes in (2 * _WIDE, _WIDE, _NARROW, 1))
 
 
 @_operation
@@ -227,6 +239,47 @@ def _spread(_: Any, like: Any, number: Any) -> Any:
 
 
 @_operation
+def _add_part(_: Any, product: Any, parts: Any, index: Any, begins: Any) -> Any:
+    """Add to a sum its share of a product, as sixteen numbers from ``index`` on, or begin it so."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        value, *place, begins = values
+        kind, folded = ir.VectorType(value.type.element, _NARROW), _folded(builder, value)
+        at = _place(context, builder, signature.args[1:], place, kind)
+        with builder.if_else(begins) as (begin, go_on):
+            with begin:
+                builder.store(folded, at, align=_bytes(kind))
+            with go_on:
+                before = builder.load(at, align=_bytes(kind), typ=kind)
+                builder.store(builder.fadd(before, folded, flags=_FAST), at, align=_bytes(kind))
+        return context.get_dummy_value()
+
+    return types.void(product, parts, index, begins), instructions
+
+
+def _folded(builder: Any, vector: Any) -> Any:
+    """Sixteen numbers with the same sum as the vector's."""
+    count = vector.type.count
+    if count < _NARROW:
+        zeros = ir.Constant(ir.VectorType(vector.type.element, _NARROW), None)
+        return builder.insert_element(zeros, builder.extract_element(vector, _whole(0)), _whole(0))
+    first, *parts = (
+        _shuffled(builder, vector, vector, range(at, at + _NARROW)) for at in range(0, count, _NARROW)
+    )
+    for part in parts:
+        first = builder.fadd(first, part, flags=_FAST)
+    return first
+
+
+def _concatenated(builder: Any, parts: list[Any]) -> Any:
+    """Vectors side by side: equally long ones, as many as a power of two."""
+    while len(parts) > 1:
+        both = range(2 * parts[0].type.count)
+        parts = [_shuffled(builder, *pair, both) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+@_operation
 def _total(_: Any, vector: Any) -> Any:
     """The sum of a vector's numbers."""
 
@@ -237,6 +290,111 @@ def _total(_: Any, vector: Any) -> Any:
         return builder.call(function, [zero, values[0]], fastmath=("reassoc", "nsz"))
 
     return vector.dtype(vector), instructions
+
+
+@_operation
+def _totals(_: Any, array: Any, index: Any) -> Any:
+    """The sums of sixteen vectors of sixteen numbers that lie one after the other from ``index`` on.
+
+    As many at a time, these take a third of the instructions of one by one, and wait for no other.
+    """
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        start = _place(context, builder, signature.args, values, kind)
+        rows = [
+            builder.load(builder.gep(start, [_whole(row)]), align=_bytes(kind), typ=kind)
+            for row in range(_NARROW)
+        ]
+        half = _NARROW // 2
+        while half:
+            # of 2 * half numbers: the first half of one row's beside the first half of another's
+            low = [
+                lane % half + lane // (2 * half) * 2 * half + _NARROW * (lane // half % 2)
+                for lane in range(_NARROW)
+            ]
+            high = [lane + half for lane in low]
+            rows = [
+                builder.fadd(
+                    _shuffled(builder, one, other, low), _shuffled(builder, one, other, high), flags=_FAST
+                )
+                for one, other in zip(rows[:half], rows[half:], strict=True)
+            ]
+            half //= 2
+        return rows[0]
+
+    return _Vector(array.dtype, _NARROW)(array, index), instructions
+
+
+def _shuffled(builder: Any, one: Any, other: Any, lanes: Iterable[int]) -> Any:
+    lanes = list(lanes)
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
+def _whole(number: int) -> Any:
+    return ir.Constant(ir.IntType(32), number)
+
+
+@_operation
+def _mark_positive(_: Any, vector: Any, marks: Any, index: Any) -> Any:
+    """Keep, one bit a number from byte ``index`` on, which of the vector's numbers are positive."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        (value, *into), kinds = values, signature.args[1:]
+        for lanes, place in _marks(context, builder, value.type.count, kinds, into):
+            part = _shuffled(builder, value, value, lanes)
+            positive = builder.fcmp_ordered(">", part, ir.Constant(part.type, None))
+            bits = builder.bitcast(positive, ir.IntType(len(lanes)))
+            bits = builder.zext(bits, ir.IntType(8)) if len(lanes) < 8 else bits
+            builder.store(bits, place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(vector, marks, index), instructions
+
+
+@_operation
+def _where_marked(_: Any, marks: Any, index: Any, marked: Any, other: Any) -> Any:
+    """``marked`` where ``_mark_positive`` has seen a positive number, ``other`` elsewhere."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        *_, marked, other = values
+        parts = []
+        for lanes, place in _marks(context, builder, marked.type.count, signature.args, values):
+            bits = builder.load(place, align=1, typ=ir.IntType(max(len(lanes), 8)))
+            bits = builder.trunc(bits, ir.IntType(1)) if len(lanes) < 8 else bits
+            positive = builder.bitcast(bits, ir.VectorType(ir.IntType(1), len(lanes)))
+            one, two = (_shuffled(builder, x, x, lanes) for x in (marked, other))
+            parts.append(builder.select(positive, one, two))
+        return _concatenated(builder, parts)
+
+    return marked(marks, index, marked, other), instructions
+
+
+def _marks(context: Any, builder: Any, lanes: int, kinds: Any, values: Any) -> Iterator[tuple[range, Any]]:
+    """The lanes whose bits lie in one integer, sixteen or one, and where that lies."""
+    step = min(lanes, _NARROW)
+    start = _place(context, builder, kinds, values, ir.IntType(8))
+    for first in range(0, lanes, step):
+        place = builder.gep(start, [_whole(first // 8)])
+        yield range(first, first + step), builder.bitcast(place, ir.IntType(max(step, 8)).as_pointer())
+
+
+def mark_bytes(width: int) -> int:
+    """Bytes of the marks of one edge and head."""
+    return width // _NARROW * (_NARROW // 8) + width % _NARROW
+
+
+_mark_bytes = inlined(mark_bytes)
+
+
+@inlined
+def _mark_at(h: int, c: int, width: int) -> Any:
+    """The byte of an edge's marks where those of a head's numbers from ``c`` on begin.
+
+    Eight numbers a byte while sixteen are left, then one.
+    """
+    whole = width - width % _NARROW
+    return h * _mark_bytes(width) + min(c, whole) // 8 + max(c - whole, 0)
 
 
 @_operation
@@ -259,6 +417,25 @@ def _choose(_: Any, a: Any, b: Any, greater: Any, other: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", values[0], values[1]), values[2], values[3])
 
     return a(a, b, greater, other), instructions
+
+
+@_operation
+def _within(_: Any, vector: Any, count: Any, other: Any) -> Any:
+    """The vector's first ``count`` numbers, or all, and ``other`` where there are no more."""
+
+    def instructions(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(32), vector.lanes)
+        count = context.cast(builder, values[1], signature.args[1], types.uint64)
+        most = ir.Constant(count.type, vector.lanes)
+        count = builder.select(builder.icmp_unsigned("<", count, most), count, most)
+        count = builder.insert_element(
+            ir.Constant(kind, ir.Undefined), builder.trunc(count, ir.IntType(32)), _whole(0)
+        )
+        counts = _shuffled(builder, count, count, [0] * vector.lanes)
+        place = ir.Constant(kind, list(range(vector.lanes)))
+        return builder.select(builder.icmp_unsigned("<", place, counts), values[0], values[2])
+
+    return vector(vector, count, other), instructions
 
 
 @_operation
@@ -333,42 +510,50 @@ _arithmetic(operator.mul, "fmul")
 
 
 @compiled
-def gatv2_forward(span: Span, edges: Edges, inputs: Gatv2, keep_EH: Reals, kept: Gatv2Kept) -> None:
+def gatv2_forward(
+    span: Span, edges: Edges, inputs: Gatv2, heads: int, keep_EH: Reals, kept: Gatv2Kept
+) -> None:
     """Attention weights and outputs of the targets in ``span``; ``keep_EH`` may be empty."""
     indptr, source, _ = edges
-    x, y, a, _, _ = inputs
-    out, weight_EH, kept_EH = kept
-    heads = weight_EH.shape[1]
-    width = len(a) // heads
-    at, score = _scratch(indptr, span, indptr), _scratch(indptr, span, a)
+    x, _, a, _, _ = inputs
+    width, longest = len(a) // heads, _longest(indptr, span)
+    at, parts = _scratch(longest, indptr), _parts_scratch(longest, heads, a)
+    score, room = _heads_scratch(longest, heads, a)
     for i in range(span[0], span[1]):
         begin, size = _edges_of(indptr, i)
         _set_places(at, source, begin, size, x.stride)
+        row = begin, size, i, heads, room
+        _pieces(_add_scores, heads, width, a, (row, at, inputs, parts, kept.marks))
+        # one head's chain of dependent instructions is worked on while another's waits
         for h in range(heads):
-            shift = h * width
-            row = begin, size, i * y.stride + shift, shift
-            _clear(score, size)
-            _pieces(_add_scores, width, a, (row, at, inputs, score))
-            _softmax(score, size)
+            _set_totals(parts, score, h * room, size)
+            _softmax(score, h * room, size)
+        for h in range(heads):
+            first, weight_at = _U(h * room), begin * _U(heads) + _U(h) * size
             for k in range(size):
-                weight_EH[begin + k, h] = score[k]
+                kept.weight[weight_at + k] = score[first + k]
             if len(keep_EH):
                 for k in range(size):
-                    score[k] *= keep_EH[begin + k, h]
-                    kept_EH[begin + k, h] = score[k]
-            _pieces(_set_sum, width, a, (size, at, x, shift, score, out, (i * heads + h) * width))
+                    score[first + k] *= keep_EH[begin + k, h]
+                    kept.kept[weight_at + k] = score[first + k]
+        _pieces(_set_sum, heads, width, a, (size, at, x, score, room, kept.out, i * len(a), width))
 
 
 @inlined
-def _add_scores(zero: Any, c: int, given: Any) -> None:
-    row, at, inputs, score = given
-    begin, size, y_at, shift = row
+def _add_scores(zero: Any, h: int, c: int, given: Any) -> None:
+    """Add a . l(z), and mark where z is positive."""
+    row, at, inputs, parts, marks = given
+    begin, size, i, heads, room = row
     x, y, a, slope, features = inputs
-    y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
+    width = len(a) // heads
+    shift, edge_bytes = h * width + c, _U(heads * _mark_bytes(width))
+    y_c, a_c = _load(zero, y.flat, i * y.stride + shift), _load(zero, a, shift)
+    low_c, mark_at = a_c * _spread(zero, slope), begin * edge_bytes + _U(_mark_at(h, c, width))
     for k in range(size):
-        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
-        z = _load(zero, x.flat, at[k] + (shift + c)) + near
-        score[k] += _total(a_c * _leaky(z, slopes))
+        near = _featured(zero, y_c, features, begin + k, shift, len(a))
+        z = _load(zero, x.flat, at[k] + shift) + near
+        _mark_positive(z, marks, mark_at + k * edge_bytes)
+        _add_part(z * _choose(z, zero, a_c, low_c), parts, _part_at(h, room, k), c == 0)
 
 
 @compiled
@@ -389,112 +574,136 @@ def gatv2_targets(
     """
     indptr, source, _ = edges
     x, y, a, _, features = inputs
-    (out, weight_EH, kept_EH), (dy, da, dp), (block, bounds) = kept, gradients, blocks
-    heads = weight_EH.shape[1]
-    width = len(a) // heads
-    at, g, level = _scratch(indptr, span, indptr), _scratch(indptr, span, a), np.empty(width, a.dtype)
+    (block, bounds), heads, longest = blocks, pair_E2H.shape[1] // 2, _longest(indptr, span)
+    width, step, total = len(a) // heads, np.empty(len(a), a.dtype), np.empty(heads, a.dtype)
+    at, parts = _scratch(longest, indptr), _parts_scratch(longest, heads, a)
+    g, room = _heads_scratch(longest, heads, a)
     for i in range(span[0], span[1]):
         begin, size = _edges_of(indptr, i)
         _set_places(at, source, begin, size, x.stride)
         while i == bounds[block + 1]:
             block += 1
+        _pieces(_add_dots, heads, width, a, (size, at, x, d.flat, i * d.stride, parts, room, width))
         for h in range(heads):
-            shift, out_at = h * width, (i * heads + h) * width
-            d_at = i * d.stride + shift
-            mean, total = _dot(d.flat, d_at, out, out_at, width), a.dtype.type(0)
-            _clear(g, size)
-            _pieces(_add_dots, width, a, (size, at, x, shift, d.flat, d_at, g))
+            _set_totals(parts, g, h * room, size)
+            shift = h * width
+            mean = _dot(d.flat, i * d.stride + shift, kept.out, i * len(a) + shift, width)
+            first, weight_at, sum_h = _U(h * room), begin * _U(heads) + _U(h) * size, a.dtype.type(0)
             for k in range(size):
-                kept_k = kept_EH[begin + k, h]
-                g_k = kept_k * g[k] - weight_EH[begin + k, h] * mean
-                pair_E2H[begin + k, h], pair_E2H[begin + k, heads + h], g[k] = kept_k, g_k, g_k
-                total += g_k
-            row = begin, size, i * y.stride + shift, shift
-            _pieces(_set_target, width, a, (row, at, inputs, g, total, level, dy, out_at))
-            _add(da, block * len(a) + shift, 1.0, level, 0, width)
-            _add_steps(row, at, inputs, features, g, (level, dp, block, width))
+                g_k = kept.kept[weight_at + k] * g[first + k] - kept.weight[weight_at + k] * mean
+                g[first + k] = g_k
+                sum_h += g_k
+            total[h] = sum_h
+            for k in range(size):
+                pair_E2H[begin + k, h] = kept.kept[weight_at + k]
+                pair_E2H[begin + k, heads + h] = g[first + k]
+        row = begin, size, heads, room
+        _pieces(_set_step, heads, width, a, (row, inputs, kept.marks, g, total, step))
+        _set_product(a, 0, step, 0, gradients.dy, i * len(a), len(a))
+        _add_product(y.flat, i * y.stride, step, 0, gradients.da, block * len(a), len(a))
+        _add_feature_steps(row, inputs, features, (kept.marks, g, step), gradients.steps, block)
 
 
 @inlined
-def _set_target(zero: Any, c: int, given: Any) -> None:
-    """Of one target: y's gradient, and what goes to a."""
-    row, at, inputs, g, total, level, dy, out_at = given
-    begin, size, y_at, shift = row
-    x, y, a, slope, features = inputs
-    y_c, a_c, slopes = _load(zero, y.flat, y_at + c), _load(zero, a, shift + c), _spread(zero, slope)
-    up, levels = zero, zero
+def _set_step(zero: Any, h: int, c: int, given: Any) -> None:
+    """Of one target: the sum of g l'."""
+    (begin, size, heads, room), inputs, marks, g, total, step = given
+    width = len(inputs.a) // heads
+    up, edge_bytes = zero, _U(heads * _mark_bytes(width))
+    mark_at = begin * edge_bytes + _U(_mark_at(h, c, width))
     for k in range(size):
-        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
-        z, g_k = _load(zero, x.flat, at[k] + (shift + c)) + near, _spread(zero, g[k])
-        up = up + _choose(z, zero, g_k, zero)
-        levels = levels + g_k * _leaky(z, slopes)
-    _store(levels, level, c)
-    _store(_sloped(zero, a_c, slope, up, total), dy, out_at + c)
+        more = up + _spread(zero, g[_U(h * room) + k])
+        up = _where_marked(marks, mark_at + k * edge_bytes, more, up)
+    _store(_sloped(zero, inputs.slope, up, _spread(zero, total[h])), step, h * width + c)
 
 
 @inlined
-def _add_steps(row: Any, at: Integers, inputs: Any, features: Any, g: Reals, into: Any) -> None:
-    """Of one target: what goes to the projection of each of the edges' features."""
+def _add_feature_steps(row: Any, inputs: Any, features: Any, given: Any, steps: Any, block: int) -> None:
+    """Of one target: the sums of g l' times each of the edges' features."""
     if features is None:
         return
-    (_, _, _, shift), (step, dp, block, width), a = row, into, inputs.a
+    (_, _, heads, _), (marks, g, step), a = row, given, inputs.a
     num_features = features.value_EK.shape[1]
     for feature in range(num_features):
-        _pieces(_set_step, width, a, (row, at, inputs, features, feature, g, step))
-        dp_at = (block * num_features + feature) * len(a) + shift
-        _add_product(step, 0, a, shift, dp, dp_at, width)
+        given = row, inputs, features, feature, marks, g, step
+        _pieces(_set_feature_step, heads, len(a) // heads, a, given)
+        _add(steps, (block * num_features + feature) * len(a), 1.0, step, 0, len(a))
 
 
 @inlined
-def _set_step(zero: Any, c: int, given: Any) -> None:
-    """The sum of g l' times one feature."""
-    (begin, size, y_at, shift), at, (x, y, a, slope, _), features, feature, g, step = given
-    y_c, slopes, total = _load(zero, y.flat, y_at + c), _spread(zero, slope), zero
+def _set_feature_step(zero: Any, h: int, c: int, given: Any) -> None:
+    (begin, size, heads, room), inputs, features, feature, marks, g, step = given
+    width = len(inputs.a) // heads
+    slopes, total, edge_bytes = _spread(zero, inputs.slope), zero, _U(heads * _mark_bytes(width))
+    mark_at = begin * edge_bytes + _U(_mark_at(h, c, width))
     for k in range(size):
-        near = _featured(zero, y_c, features, begin + k, shift + c, len(a))
-        z, g_k = _load(zero, x.flat, at[k] + (shift + c)) + near, _spread(zero, g[k])
-        share = _choose(z, zero, g_k, g_k * slopes)
-        total = total + share * _spread(zero, features.value_EK[begin + k, feature])
-    _store(total, step, c)
+        g_k = _spread(zero, g[_U(h * room) + k])
+        g_k = g_k * _spread(zero, features.value_EK[begin + k, feature])
+        total = total + _where_marked(marks, mark_at + k * edge_bytes, g_k, g_k * slopes)
+    _store(total, step, h * width + c)
 
 
 @compiled
-def gatv2_sources(span: Span, edges: Edges, inputs: Gatv2, d: Rows, pair_E2H: Reals, dx: Reals) -> None:
-    """Gradients of x by source."""
+def gatv2_sources(
+    span: Span,
+    blocks: tuple[int, Integers],
+    edges: Edges,
+    inputs: Gatv2,
+    marks: NDArray[np.uint8],
+    d: Rows,
+    pair_E2H: Reals,
+    gradients: tuple[Reals, NDArray[np.float64]],
+) -> None:
+    """Gradients by source: of x, and each block's share of a's, the sum of g l' times x.
+
+    ``blocks`` are the first one in ``span`` and where they all begin.
+    """
     indptr, target, number = edges
-    _, y, a, _, _ = inputs
-    heads = pair_E2H.shape[1] // 2
-    width = len(a) // heads
-    w, g = _scratch(indptr, span, a), _scratch(indptr, span, a)
-    y_at, d_at = _scratch(indptr, span, indptr), _scratch(indptr, span, indptr)
+    (x, _, a, _, _), (dx, da), (block, bounds) = inputs, gradients, blocks
+    heads, longest = pair_E2H.shape[1] // 2, _longest(indptr, span)
+    width, step, total = len(a) // heads, np.empty(len(a), a.dtype), np.empty(heads, a.dtype)
+    w, room = _heads_scratch(longest, heads, a)
+    g, _ = _heads_scratch(longest, heads, a)
+    d_at, mark_at = _scratch(longest, indptr), _scratch(longest, indptr)
     for j in range(span[0], span[1]):
         begin, size = _edges_of(indptr, j)
-        _set_places(y_at, target, begin, size, y.stride)
         _set_places(d_at, target, begin, size, d.stride)
-        for h in range(heads):
-            shift, total = h * width, a.dtype.type(0)
-            for k in range(size):
-                edge = _U(number[begin + k])
-                w[k], g[k] = pair_E2H[edge, h], pair_E2H[edge, heads + h]
-                total += g[k]
-            row = begin, size, j, shift
-            given = row, (y_at, d_at, number), inputs, d, w, g, total, dx, (j * heads + h) * width
-            _pieces(_set_source, width, a, given)
+        _set_places(mark_at, number, begin, size, heads * _mark_bytes(width))
+        while j == bounds[block + 1]:
+            block += 1
+        _set_pairs((w, g, room, total), number, begin, size, pair_E2H)
+        given = (size, j, width, room), (d_at, mark_at), inputs, marks, d, (w, g, total), dx, step
+        _pieces(_set_source, heads, width, a, given)
+        _add_product(x.flat, j * x.stride, step, 0, da, block * len(a), len(a))
 
 
 @inlined
-def _set_source(zero: Any, c: int, given: Any) -> None:
-    row, (y_at, d_at, number), inputs, d, w, g, total, dx, dx_at = given
-    begin, size, j, shift = row
-    x, y, a, slope, features = inputs
-    x_c, a_c = _load(zero, x.flat, j * x.stride + shift + c), _load(zero, a, shift + c)
+def _set_pairs(into: Any, number: Integers, begin: Any, size: Any, pair_E2H: Reals) -> None:
+    """What each edge of a row has for its source, head by head, and the sums of the second."""
+    (w, g, room, total), heads = into, pair_E2H.shape[1] // 2
+    for h in range(heads):
+        first, sum_h = _U(h * room), g.dtype.type(0)
+        for k in range(size):
+            edge = _U(number[begin + k])
+            w[first + k], g[first + k] = pair_E2H[edge, h], pair_E2H[edge, heads + h]
+            sum_h += g[first + k]
+        total[h] = sum_h
+
+
+@inlined
+def _set_source(zero: Any, h: int, c: int, given: Any) -> None:
+    row, (d_at, mark_at), inputs, marks, d, (w, g, total), dx, step = given
+    size, j, width, room = row
+    shift, shift_mark = h * width + c, _mark_at(h, c, width)
     result, up = zero, zero
     for k in range(size):
-        y_k = _load(zero, y.flat, y_at[k] + (shift + c))
-        z = x_c + _featured(zero, y_k, features, number[begin + k], shift + c, len(a))
-        result = result + _spread(zero, w[k]) * _load(zero, d.flat, d_at[k] + (shift + c))
-        up = up + _choose(z, zero, _spread(zero, g[k]), zero)
-    _store(result + _sloped(zero, a_c, slope, up, total), dx, dx_at + c)
+        w_k = _spread(zero, w[_U(h * room) + k])
+        result = result + w_k * _load(zero, d.flat, d_at[k] + shift)
+        more = up + _spread(zero, g[_U(h * room) + k])
+        up = _where_marked(marks, mark_at[k] + shift_mark, more, up)
+    sloped = _sloped(zero, inputs.slope, up, _spread(zero, total[h]))
+    _store(sloped, step, shift)
+    _store(result + _load(zero, inputs.a, shift) * sloped, dx, j * len(inputs.a) + shift)
 
 
 @inlined
@@ -509,68 +718,67 @@ def _featured(zero: Any, y_c: Any, features: Any, k: int, at: int, size: int) ->
 
 
 @inlined
-def _leaky(z: Any, slopes: Any) -> Any:
-    low = slopes * z
-    return _choose(z, low, z, low)
+def _sloped(zero: Any, slope: Any, up: Any, total: Any) -> Any:
+    """The sum of g l', from the sum of g where z is positive and the sum of all g.
 
-
-@inlined
-def _sloped(zero: Any, a_c: Any, slope: Any, up: Any, total: Any) -> Any:
-    """a times the sum of g l', from the sum of g where z is positive and the sum of all g.
-
-    The latter is 0 but for rounding, and makes NaN of all numbers when one edge has it.
+    The latter makes NaN of all numbers when one edge has it.
     """
-    return a_c * (_spread(zero, type(slope)(1) - slope) * up + _spread(zero, slope * total))
+    return _spread(zero, type(slope)(1) - slope) * up + _spread(zero, slope) * total
 
 
 @compiled
 def weighted_rows(span: Span, edges: Edges, weight_EH: Reals, x: Rows, out: Reals, width: int) -> None:
     """Sums of weight times other end over the edges of each row in ``span``."""
     indptr, other, number = edges
-    heads, direct = weight_EH.shape[1], len(number) == 0
-    at, weight = _scratch(indptr, span, indptr), _scratch(indptr, span, out)
+    heads, direct, longest = weight_EH.shape[1], len(number) == 0, _longest(indptr, span)
+    at, (weight, room) = _scratch(longest, indptr), _heads_scratch(longest, heads, out)
     for i in range(span[0], span[1]):
         begin, size = _edges_of(indptr, i)
         _set_places(at, other, begin, size, x.stride)
         for h in range(heads):
             for k in range(size):
-                weight[k] = weight_EH[begin + k if direct else _U(number[begin + k]), h]
-            _pieces(_set_sum, width, out, (size, at, x, h * width, weight, out, (i * heads + h) * width))
+                weight[_U(h * room) + k] = weight_EH[begin + k if direct else _U(number[begin + k]), h]
+        given = size, at, x, weight, room, out, i * heads * width, width
+        _pieces(_set_sum, heads, width, out, given)
 
 
 @inlined
-def _set_sum(zero: Any, c: int, given: Any) -> None:
+def _set_sum(zero: Any, h: int, c: int, given: Any) -> None:
     """The sum of weight times vector over a row's edges."""
-    size, at, x, shift, weight, out, out_at = given
-    result = zero
+    size, at, x, weight, room, out, out_at, width = given
+    result, shift = zero, h * width + c
     for k in range(size):
-        result = result + _spread(zero, weight[k]) * _load(zero, x.flat, at[k] + (shift + c))
-    _store(result, out, out_at + c)
+        weight_k = _spread(zero, weight[_U(h * room) + k])
+        result = result + weight_k * _load(zero, x.flat, at[k] + shift)
+    _store(result, out, out_at + shift)
 
 
 @compiled
 def edge_dots(span: Span, edges: Edges, d: Rows, x: Rows, width: int, dot_EH: Reals) -> None:
     """The inner product of both ends of each edge of the rows in ``span``."""
     indptr, source, _ = edges
-    at, dot = _scratch(indptr, span, indptr), _scratch(indptr, span, dot_EH)
+    heads, longest = dot_EH.shape[1], _longest(indptr, span)
+    at, (dot, room) = _scratch(longest, indptr), _heads_scratch(longest, heads, dot_EH)
+    parts = _parts_scratch(longest, heads, dot_EH)
     for i in range(span[0], span[1]):
         begin, size = _edges_of(indptr, i)
         _set_places(at, source, begin, size, x.stride)
-        for h in range(dot_EH.shape[1]):
-            shift = h * width
-            _clear(dot, size)
-            _pieces(_add_dots, width, dot, (size, at, x, shift, d.flat, i * d.stride + shift, dot))
+        _pieces(_add_dots, heads, width, dot, (size, at, x, d.flat, i * d.stride, parts, room, width))
+        for h in range(heads):
+            _set_totals(parts, dot, h * room, size)
             for k in range(size):
-                dot_EH[begin + k, h] = dot[k]
+                dot_EH[begin + k, h] = dot[_U(h * room) + k]
 
 
 @inlined
-def _add_dots(zero: Any, c: int, given: Any) -> None:
+def _add_dots(zero: Any, h: int, c: int, given: Any) -> None:
     """Add each edge's inner product of its other end with one vector."""
-    size, at, x, shift, vector, vector_at, dot = given
-    vector_c = _load(zero, vector, vector_at + c)
+    size, at, x, vector, vector_at, parts, room, width = given
+    shift = h * width + c
+    vector_c = _load(zero, vector, vector_at + shift)
     for k in range(size):
-        dot[k] += _total(_load(zero, x.flat, at[k] + (shift + c)) * vector_c)
+        product = _load(zero, x.flat, at[k] + shift) * vector_c
+        _add_part(product, parts, _part_at(h, room, k), c == 0)
 
 
 @compiled
@@ -579,11 +787,12 @@ def edge_sums(span: Span, edges: Edges, value_EN: Reals, out: Reals) -> None:
     indptr, _, number = edges
     width, value = value_EN.shape[1], value_EN.reshape(value_EN.size)
     for i in range(span[0], span[1]):
-        _pieces(_set_edge_sum, width, out, (indptr[i], indptr[i + 1], number, value, width, out, i * width))
+        given = indptr[i], indptr[i + 1], number, value, width, out, i * width
+        _pieces(_set_edge_sum, 1, width, out, given)
 
 
 @inlined
-def _set_edge_sum(zero: Any, c: int, given: Any) -> None:
+def _set_edge_sum(zero: Any, h: int, c: int, given: Any) -> None:
     begin, end, number, value, width, out, out_at = given
     result = zero
     for k in range(begin, end):
@@ -594,13 +803,13 @@ def _set_edge_sum(zero: Any, c: int, given: Any) -> None:
 @compiled
 def softmax_rows(span: Span, indptr: Integers, score_EH: Reals, weight_EH: Reals) -> None:
     """Softmax over the edges of each row in ``span``."""
-    score = _scratch(indptr, span, score_EH)
+    score = _scratch(_longest(indptr, span), score_EH)
     for i in range(span[0], span[1]):
         begin, size = _edges_of(indptr, i)
         for h in range(score_EH.shape[1]):
             for k in range(size):
                 score[k] = score_EH[begin + k, h]
-            _softmax(score, size)
+            _softmax(score, 0, size)
             for k in range(size):
                 weight_EH[begin + k, h] = score[k]
 
@@ -624,62 +833,66 @@ def pattern_forward(
     span: Span, groups: Groups, limits: tuple[float, float], inputs: Pattern, kept: PatternKept
 ) -> None:
     """Weighted means of the targets in ``span``; ``limits`` are clip and epsilon."""
-    out, weight_EH = kept
-    heads, width, one = weight_EH.shape[1], inputs.width, out.dtype.type(1)
-    score = _scratch_of_groups(groups, span, out)
-    key_at, value_at = (
-        _scratch_of_groups(groups, span, groups.other),
-        _scratch_of_groups(groups, span, groups.other),
-    )
+    out, width, one = kept.out, inputs.width, kept.out.dtype.type(1)
+    heads, longest = inputs.bias_RH.shape[1], _longest_of_groups(groups, span)
+    parts, (score, room) = _parts_scratch(longest, heads, out), _heads_scratch(longest, heads, out)
+    key_at, value_at = _scratch(longest, groups.other), _scratch(longest, groups.other)
     for i in range(span[0], span[1]):
         begin, size = _edges_of_groups(groups, i)
         _set_places(key_at, groups.other, begin, size, inputs.key.stride)
         _set_places(value_at, groups.other, begin, size, inputs.value.stride)
+        row = i, begin, heads, room
+        _pieces(_add_group_scores, heads, width, out, (row, groups, inputs, key_at, parts))
+        # one head's chain of dependent instructions is worked on while another's waits
         for h in range(heads):
-            row = i, h, heads, begin
-            _set_biases(score, row, groups, inputs.bias_RH)
-            _pieces(_add_group_scores, width, out, (row, groups, inputs, key_at, score))
-            share = one / (_clipped_powers(score, size, limits[0]) + limits[1])
+            _set_totals(parts, score, h * room, size)
+            _add_group_biases(score, h, row, groups, inputs.bias_RH)
+        for h in range(heads):
+            first, weight_at = _U(h * room), begin * _U(heads) + _U(h) * size
+            share = one / (_clipped_powers(score, first, size, limits[0]) + limits[1])
             for k in range(size):
-                weight_EH[begin + k, h] = score[k] * share
-                score[k] = abs(score[k] * share)
-            _pieces(_set_mean, width, out, (row, groups, inputs, value_at, score, out))
+                weight = score[first + k] * share
+                kept.weight[weight_at + k] = weight
+                score[first + k] = abs(weight)
+        _pieces(_set_mean, heads, width, out, (row, groups, inputs, value_at, score, out))
 
 
 @inlined
-def _set_biases(score: Reals, row: Any, groups: Any, bias_RH: Reals) -> None:
-    i, h, _, begin = row
+def _add_group_biases(score: Reals, h: int, row: Any, groups: Any, bias_RH: Reals) -> None:
+    i, begin, _, room = row
     for group in _groups_of(groups, i):
         for k in _edges_in(groups, group, begin):
-            score[k] = bias_RH[groups.pattern[group], h]
+            score[_U(h * room) + k] += bias_RH[groups.pattern[group], h]
 
 
 @inlined
-def _add_group_scores(zero: Any, c: int, given: Any) -> None:
-    row, groups, inputs, key_at, score = given
-    i, h, heads, begin = row
+def _add_group_scores(zero: Any, h: int, c: int, given: Any) -> None:
+    row, groups, inputs, key_at, parts = given
+    i, begin, heads, room = row
     query, key, _, feature, _, _, width = inputs
     shift = h * width + c
     query_c = _load(zero, query.flat, i * query.stride + shift)
     for group in _groups_of(groups, i):
-        near = query_c * _load(zero, feature, (groups.pattern[group] * heads + h) * width + c)
+        near = query_c * _load(zero, feature, groups.pattern[group] * heads * width + shift)
         for k in _edges_in(groups, group, begin):
-            score[k] += _total(_load(zero, key.flat, key_at[k] + shift) * near)
+            product = _load(zero, key.flat, key_at[k] + shift) * near
+            _add_part(product, parts, _part_at(h, room, k), c == 0)
 
 
 @inlined
-def _set_mean(zero: Any, c: int, given: Any) -> None:
+def _set_mean(zero: Any, h: int, c: int, given: Any) -> None:
     """The sum of weight times value times gate."""
     row, groups, inputs, value_at, weight, out = given
-    i, h, heads, begin = row
+    i, begin, heads, room = row
     _, _, value, _, _, gate, width = inputs
     shift, result = h * width + c, zero
     for group in _groups_of(groups, i):
         part = zero
         for k in _edges_in(groups, group, begin):
-            part = part + _spread(zero, weight[k]) * _load(zero, value.flat, value_at[k] + shift)
-        result = result + _gated(zero, part, gate, (groups.pattern[group] * heads + h) * width + c)
-    _store(result, out, (i * heads + h) * width + c)
+            weight_k = _spread(zero, weight[_U(h * room) + k])
+            part = part + weight_k * _load(zero, value.flat, value_at[k] + shift)
+        result = result + _gated(zero, part, gate, groups.pattern[group] * heads * width + shift)
+    _store(result, out, i * heads * width + shift)
 
 
 @compiled
@@ -696,77 +909,83 @@ def pattern_targets(
 
     ``pair_E2H`` gets what the sources need of each edge: its weight, and r.
     """
-    (out, weight_EH), heads, width = kept, kept.weight_EH.shape[1], inputs.width
-    w, r = _scratch_of_groups(groups, span, out), _scratch_of_groups(groups, span, out)
-    key_at, value_at = (
-        _scratch_of_groups(groups, span, groups.other),
-        _scratch_of_groups(groups, span, groups.other),
-    )
+    out, width, heads = kept.out, inputs.width, inputs.bias_RH.shape[1]
+    longest = _longest_of_groups(groups, span)
+    parts, (r, room) = _parts_scratch(longest, heads, out), _heads_scratch(longest, heads, out)
+    w, _ = _heads_scratch(longest, heads, out)
+    key_at, value_at = _scratch(longest, groups.other), _scratch(longest, groups.other)
     for i in range(span[0], span[1]):
         begin, size = _edges_of_groups(groups, i)
         _set_places(key_at, groups.other, begin, size, inputs.key.stride)
         _set_places(value_at, groups.other, begin, size, inputs.value.stride)
+        row = i, begin, heads, room
+        _pieces(_add_group_dots, heads, width, out, (row, groups, inputs, value_at, d, parts))
         for h in range(heads):
-            row = i, h, heads, begin
-            mean = _dot(d.flat, i * d.stride + h * width, out, (i * heads + h) * width, width)
-            _clear(r, size)
-            _pieces(_add_group_dots, width, out, (row, groups, inputs, value_at, d, r))
+            _set_totals(parts, r, h * room, size)
+            shift = h * width
+            mean = _dot(d.flat, i * d.stride + shift, out, i * heads * width + shift, width)
+            first, weight_at = _U(h * room), begin * _U(heads) + _U(h) * size
             for k in range(size):
-                weight = weight_EH[begin + k, h]
+                weight = kept.weight[weight_at + k]
                 # nothing where the score was clipped
-                r[k] = out.dtype.type(0) if weight < 0 else weight * (r[k] - mean)
-                w[k] = abs(weight)
-                pair_E2H[begin + k, h], pair_E2H[begin + k, heads + h] = w[k], r[k]
-            _add_biases(r, row, groups, gradients.dbias_SH)
-            _pieces(_set_query, width, out, (row, groups, inputs, (key_at, value_at), d, w, r, gradients))
+                r[first + k] = out.dtype.type(0) if weight < 0 else weight * (r[first + k] - mean)
+                w[first + k] = abs(weight)
+            for k in range(size):
+                pair_E2H[begin + k, h], pair_E2H[begin + k, heads + h] = w[first + k], r[first + k]
+            _add_biases(r, h, row, groups, gradients.dbias_SH)
+        given = row, groups, inputs, (key_at, value_at), d, (w, r), gradients
+        _pieces(_set_query, heads, width, out, given)
 
 
 @inlined
-def _add_biases(r: Reals, row: Any, groups: Any, dbias_SH: Reals) -> None:
-    i, h, _, begin = row
+def _add_biases(r: Reals, h: int, row: Any, groups: Any, dbias_SH: Reals) -> None:
+    i, begin, _, room = row
     for group in _groups_of(groups, i):
         total = r.dtype.type(0)
         for k in _edges_in(groups, group, begin):
-            total += r[k]
+            total += r[_U(h * room) + k]
         dbias_SH[groups.slot[group], h] += total
 
 
 @inlined
-def _add_group_dots(zero: Any, c: int, given: Any) -> None:
+def _add_group_dots(zero: Any, h: int, c: int, given: Any) -> None:
     """Add d . (v * g) of each edge."""
-    row, groups, inputs, value_at, d, dot = given
-    i, h, heads, begin = row
+    row, groups, inputs, value_at, d, parts = given
+    i, begin, heads, room = row
     _, _, value, _, _, gate, width = inputs
     shift = h * width + c
     d_c = _load(zero, d.flat, i * d.stride + shift)
     for group in _groups_of(groups, i):
-        near = _gated(zero, d_c, gate, (groups.pattern[group] * heads + h) * width + c)
+        near = _gated(zero, d_c, gate, groups.pattern[group] * heads * width + shift)
         for k in _edges_in(groups, group, begin):
-            dot[k] += _total(_load(zero, value.flat, value_at[k] + shift) * near)
+            product = _load(zero, value.flat, value_at[k] + shift) * near
+            _add_part(product, parts, _part_at(h, room, k), c == 0)
 
 
 @inlined
-def _set_query(zero: Any, c: int, given: Any) -> None:
+def _set_query(zero: Any, h: int, c: int, given: Any) -> None:
     """Of one target: the query's gradient, and what goes to the terms."""
-    row, groups, inputs, (key_at, value_at), d, w, r, gradients = given
-    i, h, heads, begin = row
+    row, groups, inputs, (key_at, value_at), d, (w, r), gradients = given
+    i, begin, heads, room = row
     query, key, value, feature, _, gate, width = inputs
     dquery, dfeature, _, dgate = gradients
-    shift = h * width + c
+    size, shift = heads * width, h * width + c
     query_c = _load(zero, query.flat, i * query.stride + shift)
     d_c, result = _load(zero, d.flat, i * d.stride + shift), zero
     for group in _groups_of(groups, i):
-        slot_at, part = (groups.slot[group] * heads + h) * width + c, zero
+        slot_at, part = groups.slot[group] * size + shift, zero
         for k in _edges_in(groups, group, begin):
-            part = part + _spread(zero, r[k]) * _load(zero, key.flat, key_at[k] + shift)
+            r_k = _spread(zero, r[_U(h * room) + k])
+            part = part + r_k * _load(zero, key.flat, key_at[k] + shift)
         _store(_load(zero, dfeature, slot_at) + part * query_c, dfeature, slot_at)
-        result = result + part * _load(zero, feature, (groups.pattern[group] * heads + h) * width + c)
+        result = result + part * _load(zero, feature, groups.pattern[group] * size + shift)
         if len(gate):
             values = zero
             for k in _edges_in(groups, group, begin):
-                values = values + _spread(zero, w[k]) * _load(zero, value.flat, value_at[k] + shift)
+                w_k = _spread(zero, w[_U(h * room) + k])
+                values = values + w_k * _load(zero, value.flat, value_at[k] + shift)
             _store(_load(zero, dgate, slot_at) + values * d_c, dgate, slot_at)
-    _store(result, dquery, (i * heads + h) * width + c)
+    _store(result, dquery, i * size + shift)
 
 
 @compiled
@@ -774,41 +993,38 @@ def pattern_sources(
     span: Span, groups: Groups, inputs: Pattern, d: Rows, pair_E2H: Reals, dkey: Reals, dvalue: Reals
 ) -> None:
     """Gradients of keys and values by source."""
-    heads, number = pair_E2H.shape[1] // 2, groups.number
-    w, r = _scratch_of_groups(groups, span, dkey), _scratch_of_groups(groups, span, dkey)
-    query_at, d_at = (
-        _scratch_of_groups(groups, span, groups.other),
-        _scratch_of_groups(groups, span, groups.other),
-    )
+    heads, longest = pair_E2H.shape[1] // 2, _longest_of_groups(groups, span)
+    w, room = _heads_scratch(longest, heads, dkey)
+    r, _ = _heads_scratch(longest, heads, dkey)
+    total = np.empty(heads, dkey.dtype)
+    query_at, d_at = _scratch(longest, groups.other), _scratch(longest, groups.other)
     for j in range(span[0], span[1]):
         begin, size = _edges_of_groups(groups, j)
         _set_places(query_at, groups.other, begin, size, inputs.query.stride)
         _set_places(d_at, groups.other, begin, size, d.stride)
-        for h in range(heads):
-            for k in range(size):
-                edge = _U(number[begin + k])
-                w[k], r[k] = pair_E2H[edge, h], pair_E2H[edge, heads + h]
-            row = j, h, heads, begin
-            given = row, groups, inputs, (query_at, d_at), d, w, r, dkey, dvalue
-            _pieces(_set_key_and_value, inputs.width, dkey, given)
+        _set_pairs((w, r, room, total), groups.number, begin, size, pair_E2H)
+        given = (j, begin, heads, room), groups, inputs, (query_at, d_at), d, (w, r), dkey, dvalue
+        _pieces(_set_key_and_value, heads, inputs.width, dkey, given)
 
 
 @inlined
-def _set_key_and_value(zero: Any, c: int, given: Any) -> None:
-    row, groups, inputs, (query_at, d_at), d, w, r, dkey, dvalue = given
-    j, h, heads, begin = row
+def _set_key_and_value(zero: Any, h: int, c: int, given: Any) -> None:
+    row, groups, inputs, (query_at, d_at), d, (w, r), dkey, dvalue = given
+    j, begin, heads, room = row
     query, _, _, feature, _, gate, width = inputs
-    shift, out_at = h * width + c, (j * heads + h) * width + c
+    size, shift = heads * width, h * width + c
     key_sum, value_sum = zero, zero
     for group in _groups_of(groups, j):
-        term_at, part, values = (groups.pattern[group] * heads + h) * width + c, zero, zero
+        term_at, part, values = groups.pattern[group] * size + shift, zero, zero
         for k in _edges_in(groups, group, begin):
-            part = part + _spread(zero, r[k]) * _load(zero, query.flat, query_at[k] + shift)
-            values = values + _spread(zero, w[k]) * _load(zero, d.flat, d_at[k] + shift)
+            r_k = _spread(zero, r[_U(h * room) + k])
+            w_k = _spread(zero, w[_U(h * room) + k])
+            part = part + r_k * _load(zero, query.flat, query_at[k] + shift)
+            values = values + w_k * _load(zero, d.flat, d_at[k] + shift)
         key_sum = key_sum + part * _load(zero, feature, term_at)
         value_sum = value_sum + _gated(zero, values, gate, term_at)
-    _store(key_sum, dkey, out_at)
-    _store(value_sum, dvalue, out_at)
+    _store(key_sum, dkey, j * size + shift)
+    _store(value_sum, dvalue, j * size + shift)
 
 
 @inlined
@@ -829,30 +1045,76 @@ def sum_slots(span: Span, indptr: Integers, order_S: Integers, value: Reals, out
 
 
 @inlined
-def _pieces(work: Any, width: int, array: Reals, given: Any) -> None:
-    """``work`` for each piece of the width: it gets zeros as wide as the piece, and where that begins."""
-    c = 0
-    while c + _WIDE <= width:
-        work(_wide(array), c, given)
-        c += _WIDE
-    while c + _NARROW <= width:
-        work(_narrow(array), c, given)
-        c += _NARROW
-    while c < width:
-        work(_single(array), c, given)
-        c += 1
+def _pieces(work: Any, heads: int, width: int, array: Reals, given: Any) -> None:
+    """``work`` for each piece of each head: it gets zeros as wide as that, the head, and its place there."""
+    for h in range(heads):
+        c = 0
+        while c + 2 * _WIDE <= width:
+            work(_double(array), h, c, given)
+            c += 2 * _WIDE
+        while c + _WIDE <= width:
+            work(_wide(array), h, c, given)
+            c += _WIDE
+        while c + _NARROW <= width:
+            work(_narrow(array), h, c, given)
+            c += _NARROW
+        while c < width:
+            work(_single(array), h, c, given)
+            c += 1
 
 
 @inlined
-def _scratch(indptr: Integers, span: Span, like: Any) -> Any:
-    """Room for a number for each edge of any of the rows, and for a piece more; hardly any of it is used."""
-    return np.empty(indptr[span[1]] - indptr[span[0]] + _NARROW, like.dtype)
+def _longest(indptr: Integers, span: Span) -> Any:
+    """Most edges of any of the rows."""
+    longest = 0
+    for i in range(span[0], span[1]):
+        longest = max(longest, indptr[i + 1] - indptr[i])
+    return longest
 
 
 @inlined
-def _scratch_of_groups(groups: Any, span: Span, like: Any) -> Any:
-    first, last = groups.row_indptr[span[0]], groups.row_indptr[span[1]]
-    return np.empty(groups.indptr[last] - groups.indptr[first] + _NARROW, like.dtype)
+def _longest_of_groups(groups: Any, span: Span) -> Any:
+    longest = 0
+    for i in range(span[0], span[1]):
+        longest = max(longest, groups.indptr[groups.row_indptr[i + 1]] - groups.indptr[groups.row_indptr[i]])
+    return longest
+
+
+@inlined
+def _scratch(longest: int, like: Any) -> Any:
+    """Room for a number for each edge of a row, and for a piece more."""
+    return np.empty(longest + _NARROW, like.dtype)
+
+
+@inlined
+def _room(longest: int) -> Any:
+    """Numbers between one head's and the next one's in scratch."""
+    return (longest // _NARROW + 2) * _NARROW
+
+
+@inlined
+def _heads_scratch(longest: int, heads: int, like: Any) -> tuple[Any, int]:
+    """``_scratch`` for each head, one after the other, and how much that is for one."""
+    return np.empty(heads * _room(longest), like.dtype), _room(longest)
+
+
+@inlined
+def _parts_scratch(longest: int, heads: int, like: Any) -> Any:
+    """Sixteen numbers in place of each one."""
+    return np.empty(heads * _room(longest) * _NARROW, like.dtype)
+
+
+@inlined
+def _part_at(h: int, room: int, k: Any) -> Any:
+    """Where the sixteen numbers of an edge and head begin."""
+    return (_U(h * room) + k) * _U(_NARROW)
+
+
+@inlined
+def _set_totals(parts: Reals, total: Reals, first: int, size: Any) -> None:
+    """The sums of ``size`` times sixteen numbers; what lies beyond so many is there to be overwritten."""
+    for k in range(_U(0), size, _U(_NARROW)):
+        _store(_totals(parts, (_U(first) + k) * _U(_NARROW)), total, _U(first) + k)
 
 
 @inlined
@@ -887,46 +1149,37 @@ def _set_places(at: Integers, other: Integers, begin: Any, size: Any, stride: in
 
 
 @inlined
-def _clear(values: Reals, size: Any) -> None:
-    zero = _narrow(values)
+def _softmax(score: Reals, first: int, size: Any) -> None:
+    """Of ``size`` numbers from ``first`` on; what lies beyond them is there to be overwritten."""
+    zero, at = _narrow(score), _U(first)
+    lowest, total = _spread(zero, -np.inf), zero
+    highest = lowest
     for k in range(_U(0), size, _U(_NARROW)):
-        _store(zero, values, k)
-
-
-@inlined
-def _softmax(score: Reals, size: Any) -> None:
-    """Of the first ``size`` numbers; what lies beyond them is there to be overwritten."""
-    zero = _narrow(score)
-    highest, total = _spread(zero, -np.inf), zero
-    _store(highest, score, size)
-    for k in range(_U(0), size, _U(_NARROW)):
-        score_k = _load(zero, score, k)
+        score_k = _within(_load(zero, score, at + k), size - k, lowest)
         highest = _choose(score_k, highest, score_k, highest)
     highest = _spread(zero, _highest(highest))
     for k in range(_U(0), size, _U(_NARROW)):
-        power = _exp(_load(zero, score, k) - highest)
+        power = _exp(_within(_load(zero, score, at + k), size - k, lowest) - highest)
         total = total + power
-        _store(power, score, k)
+        _store(power, score, at + k)
     share = _spread(zero, score.dtype.type(1) / _total(total))
     for k in range(_U(0), size, _U(_NARROW)):
-        _store(_load(zero, score, k) * share, score, k)
+        _store(_load(zero, score, at + k) * share, score, at + k)
 
 
 @inlined
-def _clipped_powers(score: Reals, size: Any, clip: Any) -> Any:
-    """exp of the clipped scores, with the sign that says whether it was clipped, in their place; their sum.
+def _clipped_powers(score: Reals, first: Any, size: Any, clip: Any) -> Any:
+    """exp of ``size`` clipped scores in their place, negative where they were clipped; their sum.
 
-    NaN stays NaN. What lies beyond the first ``size`` numbers is there to be overwritten.
+    NaN stays NaN. What lies beyond those numbers is there to be overwritten.
     """
     zero = _narrow(score)
     clips, total = _spread(zero, clip), zero
     for k in range(_U(0), size, _U(_NARROW)):
-        score_k = _load(zero, score, k)
+        score_k = _load(zero, score, first + k)
         power = _exp(_choose(score_k, clips, clips, _choose(zero - clips, score_k, zero - clips, score_k)))
-        _store(_choose(_absolute(score_k), clips, zero - power, power), score, k)
-    _store(zero, score, size)
-    for k in range(_U(0), size, _U(_NARROW)):
-        total = total + _absolute(_load(zero, score, k))
+        _store(_choose(_absolute(score_k), clips, zero - power, power), score, first + k)
+        total = total + _within(power, size - k, zero)
     return _total(total)
 
 
@@ -949,6 +1202,13 @@ def _add(into: Reals, into_at: int, w: Any, x: Reals, x_at: int, width: int) -> 
     into_0, x_0 = _U(into_at), _U(x_at)
     for c in range(_U(width)):
         into[into_0 + c] += w * x[x_0 + c]
+
+
+@inlined
+def _set_product(x: Reals, x_at: int, y: Reals, y_at: int, out: Reals, out_at: int, width: int) -> None:
+    x_0, y_0, out_0 = _U(x_at), _U(y_at), _U(out_at)
+    for c in range(_U(width)):
+        out[out_0 + c] = x[x_0 + c] * y[y_0 + c]
 
 
 @inlined
