@@ -456,6 +456,9 @@ class Cluster(Section):
     partition_nodes: bool = False
     """Workers divide the graph's nodes, and exchange them layer by layer: for workers that NVLink connects.
     A run of several workers says at its beginning what it takes with and without."""
+    cuda_graph: bool = False
+    """Hold the graph encoder's forward and backward in CUDA graphs, so that nothing waits for launches, and
+    run them beside the cells' basal encoder. Needs use_gpu; written, but not yet run on a GPU."""
     graph_service: bool = False
     """Serve the graphs inside the Ray cluster, once a node: for run folders on slow storage."""
     graph_cache: Path | None = None
@@ -473,6 +476,17 @@ class Cluster(Section):
     def _shares_need_whole_parameters(self) -> "Cluster":
         if self.partition_nodes and self.zero_stage == 3:
             raise ValueError("partition_nodes needs whole parameters; choose zero_stage 0, 1 or 2")
+        return self
+
+    @model_validator(mode="after")
+    def _a_cuda_graph_holds_one_gpus_work(self) -> "Cluster":
+        for excluded, instead in (
+            (not self.use_gpu, "runs on GPUs; set use_gpu=true, or leave it out"),
+            (self.zero_stage == 3, "needs whole parameters; choose zero_stage 0, 1 or 2"),
+            (self.partition_nodes, "holds no exchange between workers; leave out partition_nodes or it"),
+        ):
+            if self.cuda_graph and excluded:
+                raise ValueError(f"cuda_graph {instead}")
         return self
 
     @property

@@ -27,8 +27,9 @@ class DropoutKey(NamedTuple):
 
     seed: int
     """The run's seed."""
-    step: int
-    """The optimiser step, counted over all epochs."""
+    step: int | Tensor
+    """The optimiser step, counted over all epochs; or the same as a () int64 tensor where the draws are: a
+    CUDA graph's replay reads tensors anew, numbers never."""
     first_row: int
     """Position of the first cell in the global minibatch."""
     row_step: int = 1
@@ -71,13 +72,23 @@ def hash_integers(*numbers: int) -> int:
     return state
 
 
+def hashed(stream: int, key: DropoutKey, *numbers: int) -> int | Tensor:
+    """``hash_integers`` of stream, seed, step and ``numbers``, signed; a () int64 tensor for such a step."""
+    if not isinstance(key.step, Tensor):
+        return signed(hash_integers(stream, key.seed, key.step, *numbers))
+    state = mix(key.step + signed(hash_integers(stream, key.seed)))
+    for number in numbers:
+        state = mix(state + number)
+    return state
+
+
 def _cell_bits(x_BN: Tensor, stream: int, layer: int, key: DropoutKey) -> Tensor:
     """64 hashed bits for every entry of ``x_BN``."""
     num_cells, width = x_BN.shape
-    base = hash_integers(stream, key.seed, key.step, layer)
+    base = hashed(stream, key, layer)
     row_B = torch.arange(num_cells, device=x_BN.device) * key.row_step + key.first_row
     column_N = torch.arange(width, device=x_BN.device)
-    return mix(mix(row_B + signed(base)).unsqueeze(1) + mix(column_N + signed(~base & _MASK_64)))
+    return mix(mix(row_B + base).unsqueeze(1) + mix(column_N + ~base))
 
 
 def _uniform(bits_BN: Tensor) -> Tensor:

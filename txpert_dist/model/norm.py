@@ -5,7 +5,8 @@ Invariants: any number of workers gives what one worker with all the rows gives,
 running statistics; statistics are single precision or better whatever the precision of the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -72,6 +73,19 @@ class GlobalBatchNorm(nn.Module):
         unbiased_N = squares_N / (count - 1).clamp(min=1)
         self.running_mean.lerp_(mean_N.to(self.running_mean.dtype), self.momentum)
         self.running_variance.lerp_(unbiased_N.to(self.running_variance.dtype), self.momentum)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Norms of ``module`` remember what they see: give back, in place, what they remembered before."""
+    learned = {name for name, _ in module.named_parameters()}
+    held = {name: value for name, value in module.state_dict().items() if name not in learned}
+    before = {name: value.clone() for name, value in held.items()}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            held[name].copy_(value)
 
 
 def norm_layer(kind: NormKind, width: int, *, reduce: Reduce = identity) -> nn.Module:

@@ -8,7 +8,7 @@ on the cells; initial weights depend on the seed and the shapes alone; nothing h
 through ``reduce``, a differentiable sum over them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,10 @@ from txpert_dist.model.perceptron import Perceptron
 
 _DECODER_SITE = 1
 """Tells the decoder's dropout from the basal encoder's, which is 0."""
+
+
+Embeddings = Tensor | Callable[[], Tensor]
+"""z_PD, or what gives it: asked once the basal states are there, for whoever makes z_PD beside them."""
 
 
 class Prediction(NamedTuple):
@@ -103,7 +107,7 @@ class TxPert(nn.Module):
         control_BN: Tensor,
         perturbations_BM: Tensor,
         key: DropoutKey | None = None,
-        z_PD: Tensor | None = None,
+        z_PD: Embeddings | None = None,
         reaches: Sequence[Reach] = (),
     ) -> Prediction:
         """``decode``, with embeddings computed for this call unless given; ``key`` switches draws on."""
@@ -111,9 +115,10 @@ class TxPert(nn.Module):
         return self._predict(control_BN, perturbations_BM, z_PD, key)
 
     def _predict(
-        self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Tensor, key: DropoutKey | None
+        self, control_BN: Tensor, perturbations_BM: Tensor, z_PD: Embeddings, key: DropoutKey | None
     ) -> Prediction:
         basal: BasalState = self.basal(control_BN, key)
+        z_PD = z_PD if isinstance(z_PD, Tensor) else z_PD()
         fused_BD = self.fusion(basal.state_BD, perturbations_BM, z_PD)
         expression_BG: Tensor = self.activation(self.decoder(fused_BD, key))
         if isinstance(self.basal, IdentityBasal):

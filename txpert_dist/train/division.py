@@ -7,15 +7,12 @@ leaves the model as it was.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from txpert_dist.model.encoders.reach import Workers
-from txpert_dist.model.norm import GlobalBatchNorm
+from txpert_dist.model.norm import statistics_kept
 from txpert_dist.model.txpert import TxPert
 from txpert_dist.train import engine
 from txpert_dist.train.collective import (
@@ -58,7 +55,7 @@ def measured(built: Engine, model: TxPert, needed: Needed, shares: Shares) -> Ti
     pairs = zip(needed.reaches, shares, strict=True)
     divided = Needed(needed.rows, tuple(reach._replace(share=share) for reach, share in pairs))
     device = next(model.parameters()).device
-    with _as_it_was(model.perturbation):
+    with statistics_kept(model.perturbation):
         each = [_seconds(built, model, one) for one in (needed, divided)]
     whole, shared = (total / world_size() for total in sum_numbers(each, device=device))
     return Times(whole, shared)
@@ -77,16 +74,3 @@ def _seconds(built: Engine, model: TxPert, needed: Needed) -> float:
             torch.cuda.synchronize(z_PD.device)
         taken.append(time.perf_counter() - started)
     return min(taken)
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Norms remember what they see: give back what they remembered."""
-    norms = [part for part in module.modules() if isinstance(part, GlobalBatchNorm)]
-    before = [(norm.running_mean.clone(), norm.running_variance.clone()) for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, (mean_N, variance_N) in zip(norms, before, strict=True):
-            norm.running_mean.copy_(mean_N)
-            norm.running_variance.copy_(variance_N)

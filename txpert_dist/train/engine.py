@@ -124,9 +124,12 @@ def weights(engine: Engine) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in engine.module.state_dict().items()}
 
 
-def precision(engine: Engine) -> torch.autocast:
-    """A context for what the model computes outside of DeepSpeed's forward: as it is inside."""
-    return torch.autocast(engine.device_type, torch.bfloat16, enabled=engine.bf16)
+def precision(engine: Engine, *, casts_kept: bool = True) -> torch.autocast:
+    """A context for what the model computes outside of DeepSpeed's forward: as it is inside.
+
+    ``casts_kept`` casts a parameter once within the context, however often it is used.
+    """
+    return torch.autocast(engine.device_type, torch.bfloat16, enabled=engine.bf16, cache_enabled=casts_kept)
 
 
 def backward(engine: Engine, loss: Tensor) -> None:

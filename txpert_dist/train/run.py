@@ -9,18 +9,20 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from txpert_dist.config import Config
-from txpert_dist.errors import CheckpointError
+from txpert_dist.errors import CheckpointError, ConfigError
 from txpert_dist.loader.loader import CellLoader
 from txpert_dist.loader.shared import shared_control_table
 from txpert_dist.model.txpert import TxPert, build_model, parameter_counts
 from txpert_dist.train import checkpoint, engine
 from txpert_dist.train.batch import Controls, resident_controls
+from txpert_dist.train.captured import CapturedEncoder
 from txpert_dist.train.checkpoint import SCORE, RunState
 from txpert_dist.train.collective import broadcast_text, rank, sum_over_ranks, world_size
 from txpert_dist.train.conditions import ContextControls, context_controls
@@ -99,6 +101,8 @@ class Run:
     """This rank's part of the others; empty where every rank does all of them."""
     needed: Needed | None
     """Nodes whose embeddings any training cell needs; None where each minibatch's are worked out."""
+    captured: CapturedEncoder | None
+    """Makes their embeddings out of CUDA graphs; None where every step launches the encoder's operations."""
 
     @property
     def num_steps(self) -> int:
@@ -168,6 +172,7 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
         drawn = needed_by(model, drawn_nodes(inputs, cells=share, seed=config.seed), depths)
         _tell_times(measured(built, model, drawn, shares), hooks)
     shares = shares if config.cluster.partition_nodes else ()
+    needed = None if device.type == "cpu" else needed_in_training(model, inputs, shares)
     return Run(
         *(config, inputs, model, built, loader, controls, starts, device, hooks, Stopwatch(device)),
         profiler=StepProfiler(
@@ -178,8 +183,18 @@ def prepare(config: Config, inputs: Inputs, start: Start, *, device: torch.devic
         ),
         depths=depths,
         shares=shares,
-        needed=None if device.type == "cpu" else needed_in_training(model, inputs, shares),
+        needed=needed,
+        captured=None if not config.cluster.cuda_graph else _captured(config, built, model, needed),
     )
+
+
+def _captured(config: Config, built: engine.Engine, model: TxPert, needed: Needed | None) -> CapturedEncoder:
+    if needed is None:
+        raise ConfigError(
+            "cluster.cuda_graph=true: this worker was given no CUDA device; leave it out, or give Ray GPUs"
+        )
+    precision = partial(engine.precision, built, casts_kept=False)
+    return CapturedEncoder(model.perturbation, needed.reaches, seed=config.seed, precision=precision)
 
 
 def _tell_times(times: Times, hooks: Hooks) -> None:

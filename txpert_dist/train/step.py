@@ -12,6 +12,7 @@ over genes of (y - yhat)^2 / 2; times 2/G: 2/G * divergence + mean over genes of
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from txpert_dist.errors import TrainingError
 from txpert_dist.minibatch import Minibatch
 from txpert_dist.model.dropout import DropoutKey
 from txpert_dist.model.encoders.reach import Reach
-from txpert_dist.model.txpert import Prediction, TxPert
+from txpert_dist.model.txpert import Embeddings, Prediction, TxPert
 from txpert_dist.train import engine
 from txpert_dist.train.batch import DenseBatch, dense_batch
 from txpert_dist.train.collective import rank, sum_in_place, world_size
@@ -54,6 +55,14 @@ class Word(NamedTuple):
     """Whether it is time that all ask for nodes that leave."""
 
 
+class _Work(NamedTuple):
+    """What a rank does in a step."""
+
+    step: int
+    parts: list[Part]
+    needed: Needed
+
+
 class _Global(NamedTuple):
     """Sums over ranks."""
 
@@ -81,12 +90,12 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> Word:
         batch = dense_batch(minibatch, run.controls, device=run.device)
     share = run.config.train.minibatch_size // world_size()
     key = DropoutKey(run.config.seed, step, rank() * share)
-    parts = in_parts(batch, key, run.config.train.accumulation)
-    objective, z_PD, total = _forward(run, parts, needed, measured=measured)
+    work = _Work(step, in_parts(batch, key, run.config.train.accumulation), needed)
+    objective, z_PD, total = _forward(run, work, measured=measured)
     values = total.cells * len(run.inputs.genes)
     loss = (total.squared + 2 * _weight(run, step) * total.divergence) / values
     if not math.isfinite(loss):
-        raise _not_finite(run, batch, parts, needed, f"the loss is {loss}")
+        raise _not_finite(run, batch, work, f"the loss is {loss}")
     with run.watch.backward(z_PD, measured=measured):
         # DeepSpeed averages gradients over ranks: times their number, it is the global mean's gradient
         engine.backward(run.engine, objective * (world_size() / values))
@@ -94,7 +103,7 @@ def one_step(run: Run, minibatches: Iterator[Minibatch], step: int) -> Word:
     with run.watch.lap("optimiser", measured=measured):
         stepped = engine.step(run.engine)
     if not stepped.taken:
-        raise _not_finite(run, batch, parts, needed, f"the loss is {loss:.6g}, its gradient is not finite")
+        raise _not_finite(run, batch, work, f"the loss is {loss:.6g}, its gradient is not finite")
     run.watch.count(round(total.cells))
     if measured:
         metrics = {"train/loss": loss, "train/learning_rate": rate}
@@ -120,43 +129,53 @@ def divergence_weight(basal: VaeBasal, step: int, *, num_steps: int) -> float:
     return basal.divergence_weight * (min(1.0, (step + 1) / rising) if rising else 1.0)
 
 
-def _forward(
-    run: Run, parts: list[Part], needed: Needed, *, measured: bool
-) -> tuple[Tensor, Tensor | None, _Global]:
+def _forward(run: Run, work: _Work, *, measured: bool) -> tuple[Tensor, Tensor | None, _Global]:
     """What to take the gradient of, Z where it is made before, and the sums over the global minibatch.
 
     The objective is that of this rank's cells: its gradient is, its value only where there is one part.
     """
-    *earlier, last = parts
-    weight, seen = _weight(run, last.key.step), []
+    *earlier, last = work.parts
+    weight, seen = _weight(run, work.step), []
 
     def objective(part: Part, z_PD: Tensor) -> Tensor:
         with engine.precision(run.engine):
-            terms = _terms(run.model.forward, part, z_PD)
+            terms = _terms(run.model.forward, part, _handed(run, z_PD))
         seen.append(Terms(*(term.detach() for term in terms)))
         return terms.objective(weight)
 
     if run.engine.stage == 3:  # which hands out parameters within DeepSpeed's forward alone
         with run.watch.lap("forward", measured=measured):
-            seen.append(_terms(run.engine.deepspeed, last, None, needed.reaches))
+            seen.append(_terms(run.engine.deepspeed, last, None, work.needed.reaches))
             total = _sum(run, seen, len(last.batch.observed_BG))
             return seen[-1].objective(weight), None, total
-    with run.watch.lap("forward_gnn", measured=measured), engine.precision(run.engine):
-        # single precision: what the parts give to it is added up
-        z_PD = run.model.perturbation_embeddings(last.key, needed.reaches).float()
+    with run.watch.lap("forward_gnn", measured=measured):
+        z_PD = _embeddings(run, work)
     gradient = Gathered()
     if earlier:
         with run.watch.lap("earlier_parts", measured=measured):
             gradient = gathered(objective, earlier, z_PD, _without_encoder(run.model))
     with run.watch.lap("forward_cells", measured=measured):
         # DeepSpeed sees one forward and one backward a step
-        seen.append(_terms(run.engine.deepspeed, last, z_PD))
-        total = _sum(run, seen, sum(len(part.batch.observed_BG) for part in parts))
+        seen.append(_terms(run.engine.deepspeed, last, _handed(run, z_PD)))
+        total = _sum(run, seen, sum(len(part.batch.observed_BG) for part in work.parts))
         return seen[-1].objective(weight) + gradient.inner_product(), z_PD, total
 
 
+def _embeddings(run: Run, work: _Work) -> Tensor:
+    """z_PD, in single precision: what the parts give to it is added up."""
+    if run.captured is not None:
+        return run.captured.begin(work.step)
+    with engine.precision(run.engine):
+        return run.model.perturbation_embeddings(work.parts[-1].key, work.needed.reaches).float()
+
+
+def _handed(run: Run, z_PD: Tensor) -> Embeddings:
+    """For the model, which asks when the basal states are there."""
+    return z_PD if run.captured is None else partial(run.captured.joined, z_PD)
+
+
 def _terms(
-    model: Callable[..., Prediction], part: Part, z_PD: Tensor | None, reaches: Sequence[Reach] = ()
+    model: Callable[..., Prediction], part: Part, z_PD: Embeddings | None, reaches: Sequence[Reach] = ()
 ) -> Terms:
     control_BN, _, perturbations_BM = part.batch
     return loss_terms(model(control_BN, perturbations_BM, part.key, z_PD, reaches), part.batch)
@@ -192,21 +211,16 @@ def _parts(run: Run, total: _Global) -> dict[str, float]:
     }
 
 
-def _not_finite(
-    run: Run, batch: DenseBatch, parts: Sequence[Part], needed: Needed, what: str
-) -> TrainingError:
-    key = parts[0].key
-
+def _not_finite(run: Run, batch: DenseBatch, work: _Work, what: str) -> TrainingError:
     def again() -> Tensor:
         # not through a call: DeepSpeed's hooks would take a second backward of one step for another step
-        z_PD = run.model.perturbation_embeddings(key, needed.reaches)
-        objectives = [
-            _terms(run.model.forward, part, z_PD).objective(_weight(run, key.step)) for part in parts
-        ]
+        z_PD = run.model.perturbation_embeddings(work.parts[0].key, work.needed.reaches)
+        weight = _weight(run, work.step)
+        objectives = [_terms(run.model.forward, part, z_PD).objective(weight) for part in work.parts]
         return torch.stack(objectives).sum()
 
     where = culprit(run.model, batch, again, device=run.device)
     return TrainingError(
-        f"step {key.step + 1}: {what}; not finite: {where}. The step was not taken; "
+        f"step {work.step + 1}: {what}; not finite: {where}. The step was not taken; "
         "lower optimiser.learning_rate, or check the cells with `txpert store verify`"
     )

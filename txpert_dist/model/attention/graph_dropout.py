@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from txpert_dist.model.attention.compiled import Integers, Reals, Span, compiled, inlined
 from txpert_dist.model.attention.threads import over_blocks
-from txpert_dist.model.dropout import GRAPH, DropoutKey, hash_integers, mix, signed
+from txpert_dist.model.dropout import GRAPH, DropoutKey, hashed, mix
 
 _BITS = 16
 _LANES = 64 // _BITS
@@ -34,8 +34,8 @@ _INCREMENT, _FIRST, _SECOND = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U
 
 
 class _Draw(NamedTuple):
-    base: int
-    """Of the (seed, step, layer), signed."""
+    base: int | Tensor
+    """Of the (seed, step, layer), signed; a () int64 tensor where the step is one."""
     lowest: int
     """Of the 16 bits of a number that is kept, read as signed."""
     scale: float
@@ -76,7 +76,7 @@ def graph_dropout(
     if key is None or probability == 0:
         return x_PN
     rows, draw = _rows(x_PN, rows), _draw(probability, layer, key)
-    if _is_compiled(x_PN):
+    if _is_compiled(x_PN, key):
         thinned_PN: Tensor = _Thinned.apply(x_PN, rows, draw)  # type: ignore[no-untyped-call]
         return thinned_PN
     return x_PN * _multipliers(x_PN, rows, draw)
@@ -97,7 +97,7 @@ def graph_activation(
     """
     probability, layer = dropout
     other_SM, place = (x_PN.new_empty(0, 0), None) if beside is None else beside
-    if not _is_compiled(x_PN) or other_SM.dtype != x_PN.dtype:
+    if not _is_compiled(x_PN, key) or other_SM.dtype != x_PN.dtype:
         if beside is not None:
             right_PM = other_SM if place is None else other_SM.index_select(0, place)
             x_PN = torch.cat([x_PN, right_PM], 1)
@@ -114,12 +114,13 @@ def _rows(x_PN: Tensor, rows: Tensor | None) -> Tensor:
 
 def _draw(probability: float, layer: int, key: DropoutKey) -> _Draw:
     dropped = min(round(probability * (1 << _BITS)), (1 << _BITS) - 1)
-    base = signed(hash_integers(GRAPH, key.seed, key.step, layer))
-    return _Draw(base, dropped + _LOWEST, (1 << _BITS) / ((1 << _BITS) - dropped))
+    return _Draw(hashed(GRAPH, key, layer), dropped + _LOWEST, (1 << _BITS) / ((1 << _BITS) - dropped))
 
 
-def _is_compiled(x_PN: Tensor) -> bool:
-    return x_PN.device.type == "cpu" and x_PN.dtype in (torch.float32, torch.float64)
+def _is_compiled(x_PN: Tensor, key: DropoutKey | None) -> bool:
+    # a tensor's number is not asked for: whoever gives one has the operations recorded, to repeat them
+    counted = key is None or not isinstance(key.step, Tensor)
+    return counted and x_PN.device.type == "cpu" and x_PN.dtype in (torch.float32, torch.float64)
 
 
 class _Thinned(torch.autograd.Function):
@@ -137,8 +138,8 @@ class _Thinned(torch.autograd.Function):
 def _thinned(x_PN: Tensor, rows: Tensor, draw: _Draw) -> Tensor:
     out_PN = torch.empty(x_PN.shape, dtype=x_PN.dtype)
     x, out, number = x_PN.detach().contiguous().numpy(), out_PN.numpy(), rows.numpy()
-    scale = x.dtype.type(draw.scale)
-    over_blocks(_bounds(x), lambda _, span: _thin(span, x, number, draw.base, draw.lowest, scale, out))
+    base, scale = int(draw.base), x.dtype.type(draw.scale)
+    over_blocks(_bounds(x), lambda _, span: _thin(span, x, number, base, draw.lowest, scale, out))
     return out_PN
 
 
@@ -171,7 +172,9 @@ class _Activated(torch.autograd.Function):
 def _rule(out: Reals, given: tuple[Tensor | None, Tensor, _Draw, float]) -> _Rule:
     place, rows, draw, slope = given
     numbers = out.dtype.type(draw.scale), out.dtype.type(slope)
-    return _Rule(_NONE if place is None else place.numpy(), rows.numpy(), draw.base, draw.lowest, *numbers)
+    return _Rule(
+        _NONE if place is None else place.numpy(), rows.numpy(), int(draw.base), draw.lowest, *numbers
+    )
 
 
 def _bounds(x_PN: Reals) -> Integers:

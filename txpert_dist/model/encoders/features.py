@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from txpert_dist.config import Positional
-from txpert_dist.model.dropout import DropoutKey, hash_integers
+from txpert_dist.model.dropout import DropoutKey, hashed, mix
 from txpert_dist.model.graph_input import GraphInput
 
 _SIGNS = 2
@@ -47,6 +47,6 @@ class NodeFeatures(nn.Module):
         return self.table_PN + placed_PN
 
     def _signs(self, key: DropoutKey) -> Tensor:
-        numbers = range(self.encoding_PN.shape[1])
-        bits = [hash_integers(_SIGNS, key.seed, key.step, number) >> 63 for number in numbers]
-        return torch.tensor([1.0 - 2.0 * bit for bit in bits])
+        """(N,) 1 or -1 for each column: the top bit of the hash of (seed, step, column)."""
+        numbers = torch.arange(self.encoding_PN.shape[1], device=self.encoding_PN.device)
+        return 1.0 - 2.0 * (mix(numbers + hashed(_SIGNS, key)) < 0)
