@@ -124,6 +124,15 @@ def test_flatten_has_every_leaf_once(file: Path) -> None:
             ["cluster.partition_nodes=true", "model.perturbation.kind=hybrid_bmp"],
             ["cluster.partition_nodes", "kind=hybrid_bmp has no layers"],
         ),
+        (["cluster.cuda_graph=true"], ["cluster: cuda_graph", "set use_gpu=true, or leave it out"]),
+        (
+            ["cluster={cuda_graph: true, use_gpu: true, zero_stage: 3}"],
+            ["cuda_graph", "choose zero_stage 0, 1 or 2"],
+        ),
+        (
+            ["cluster={cuda_graph: true, use_gpu: true, partition_nodes: true}"],
+            ["cuda_graph", "leave out partition_nodes"],
+        ),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_key(

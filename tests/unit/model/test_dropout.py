@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from txpert_dist.model.attention.graph_dropout import Beside, graph_activation, graph_dropout
-from txpert_dist.model.dropout import DropoutKey, cell_dropout, cell_normal, hash_integers
+from txpert_dist.model.dropout import (
+    GRAPH,
+    DropoutKey,
+    cell_dropout,
+    cell_normal,
+    hash_integers,
+    hashed,
+    signed,
+)
 
 KEY = DropoutKey(seed=3, step=11, first_row=0)
 
@@ -212,6 +220,66 @@ def test_random_streams_are_left_alone_and_gradient_follows_the_mask(dropout):
     assert torch.equal(torch.get_rng_state(), before)
     assert x_BN.grad is not None
     assert torch.equal(x_BN.grad, y_BN.detach())
+
+
+steps = st.one_of(st.integers(0, 2**33), st.integers(-(2**63), 2**63 - 1))
+seeds = st.one_of(st.integers(0, 2**33), st.integers(0, 2**64 - 1), st.integers(2**64, 2**90))
+layers = st.one_of(st.integers(0, 99), st.integers(0, 2**63 - 1))
+
+
+def with_tensor(key: DropoutKey) -> DropoutKey:
+    return key._replace(step=torch.tensor(key.step))
+
+
+@given(st.integers(0, 5), seeds, steps, st.lists(layers, max_size=3))
+def test_a_tensors_step_is_hashed_as_its_number(stream, seed, step, numbers):
+    key = DropoutKey(seed, step, 0)
+    found = hashed(stream, with_tensor(key), *numbers)
+    assert (found.shape, found.dtype) == ((), torch.int64)
+    assert found.item() == hashed(stream, key, *numbers)
+    assert found.item() == signed(hash_integers(stream, seed, step, *numbers))
+
+
+def test_hashes_of_tensors_are_negative_as_often_as_not():
+    """Their masks are then bases of both signs."""
+    signs = [hashed(GRAPH, with_tensor(DropoutKey(3, step, 0)), 1).item() < 0 for step in range(1000)]
+    assert abs(np.mean(signs) - 0.5) < 5 * 0.5 / np.sqrt(1000)
+
+
+@given(activations(), seeds, steps, layers, st.sampled_from([0.0, 0.3]))
+def test_a_tensors_step_thins_a_graph_as_its_number(given_, seed, step, layer, probability):
+    (x_PN, beside, rows), key = given_, DropoutKey(seed, step, 0)
+    leaves = [x_PN] if beside is None else [x_PN, beside.x_SM]
+    found = []
+    for one in (key, with_tensor(key)):
+        activated_PN = graph_activation(x_PN, 0.01, (probability, layer), one, rows, beside=beside)
+        thinned_PN = graph_dropout(x_PN, probability, layer, one, rows)
+        d_PN = torch.ones_like(activated_PN)
+        gradients = torch.autograd.grad(activated_PN, leaves, d_PN)
+        found.append([thinned_PN, activated_PN, *gradients])
+    for ours, tensors in zip(*found, strict=True):
+        assert torch.equal(ours, tensors)
+
+
+@given(seeds, steps, layers)
+def test_a_tensors_step_draws_for_cells_as_its_number(seed, step, layer):
+    key, x_BN = DropoutKey(seed, step, 5, row_step=3), torch.ones(6, 7)
+    for draw in (
+        lambda one: cell_dropout(x_BN, 0.4, layer, one),
+        lambda one: cell_normal(x_BN, layer, one),
+    ):
+        assert torch.equal(draw(key), draw(with_tensor(key)))
+
+
+def test_a_tensors_step_is_drawn_by_torchs_operations_everywhere():
+    """Who gives one records them; compiled loops would be left out of the record."""
+    x_PN = torch.ones(3, 5, requires_grad=True)
+    for draw in (
+        lambda key: graph_dropout(x_PN, 0.4, 0, key),
+        lambda key: graph_activation(x_PN, 0.01, (0.4, 0), key),
+    ):
+        assert "Mul" in draw(with_tensor(KEY)).grad_fn.name()
+        assert "Mul" not in draw(KEY).grad_fn.name()
 
 
 def normal(num_cells: int, width: int, layer: int = 0, key: DropoutKey = KEY) -> np.ndarray:

@@ -202,6 +202,31 @@ def test_equals_plain_loops_in_value_and_every_gradient(basal, fusion, control_t
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("basal", "fusion"), EVERY_PAIR)
+def test_embeddings_that_are_asked_for_are_those_that_are_given(basal, fusion):
+    """Bit for bit, in predictions and every gradient; asked once, when the basal states are there."""
+    options = changed(basal=BASALS[basal], fusion=FUSIONS[fusion], perturbation=GAT)
+    model, events = build(options), []
+    control_BN, perturbations_BM = cells(9, options)
+    model.basal.register_forward_hook(lambda *_: events.append("basal"))
+    model.fusion.register_forward_pre_hook(lambda *_: events.append("fusion"))
+    found = []
+    for asks in (False, True):
+        z_PD = model.perturbation_embeddings(KEY)
+
+        def later(z_PD=z_PD):
+            events.append("embeddings")
+            return z_PD
+
+        out_BG, divergence_B = model(control_BN, perturbations_BM, KEY, later if asks else z_PD)
+        loss = out_BG.square().sum() + (0 if divergence_B is None else divergence_B.sum())
+        learned = [p for p in model.parameters() if p.requires_grad]
+        found.append([out_BG, *torch.autograd.grad(loss, learned)])
+    assert events == ["basal", "fusion", "basal", "embeddings", "fusion"]
+    for given, asked in zip(*found, strict=True):
+        assert torch.equal(given, asked)
+
+
 def test_identity_basal_adds_a_learned_change_to_the_control():
     model = build(changed(basal=BASALS["identity"])).eval()
     control_BN, perturbations_BM = cells(7)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.model.encoders.random_graphs import graph_input
-from txpert_dist.model.dropout import DropoutKey
+from txpert_dist.model.dropout import DropoutKey, hash_integers
 from txpert_dist.model.encoders.features import NodeFeatures
 
 GRAPH = graph_input(400, 500, 2, 0)
@@ -60,6 +60,17 @@ def test_every_laplacian_eigenvector_is_as_stored_or_negative(seed, step, first_
         ]
         assert len(found) == 1
         assert torch.equal(ours(key), ours(key._replace(first_row=0)))
+
+
+@given(seed=st.integers(0, 2**70), step=st.integers(0, 2**63 - 1))
+def test_signs_are_the_top_bits_of_the_hash_whether_the_step_is_a_number_or_a_tensor(seed, step):
+    ours, key = features("laplacian"), DropoutKey(seed, step, 0)
+    ours.table_PN.data.zero_()
+    ours.position.bias.data.zero_()
+    ours.position.weight.data.copy_(torch.eye(50, 3))
+    expected = [-1.0 if hash_integers(2, seed, step, number) >> 63 else 1.0 for number in range(3)]
+    for one in (key, key._replace(step=torch.tensor(step))):
+        assert torch.sign(ours(one)[0, :3] / ours()[0, :3]).tolist() == expected
 
 
 def test_signs_are_fair_and_independent_over_steps():
