@@ -27,8 +27,8 @@ from txpert_dist.model.attention.threads import over_blocks, row_bounds
 
 HEADS, WIDTH, PATTERNS = 2, 5, 3
 WIDTHS = (WIDTH, 16, 64 + 16 + WIDTH)
-"""The kernels cut a width into pieces of 128, 64, 16 and 1."""
-SHAPES = [*((HEADS, width) for width in WIDTHS), (HEADS, 128 + 64 + 16 + WIDTH), (1, 64)]
+"""The kernels cut a width into pieces of 128, 64, 32, 16 and 1."""
+SHAPES = [*((HEADS, width) for width in WIDTHS), (HEADS, 128 + 64 + 32 + 16 + WIDTH), (1, 64)]
 """Heads and widths."""
 KINDS = ("gatv2", "gatv2 with everything", "gatv1", "sum", "pattern", "pattern with gates")
 
@@ -308,7 +308,7 @@ def test_what_is_no_number_reaches_just_those_who_see_it(kind, bad):
 @inlined  # and not kept: nothing tells it that the kernels' file has changed
 def _powers(x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     for k in range(0, len(x), 16):
-        cpu_kernels._store(cpu_kernels._exp(cpu_kernels._load(cpu_kernels._narrow(x), x, k)), out, k)
+        cpu_kernels._store(cpu_kernels._exp(cpu_kernels._load(cpu_kernels._of_16(x), x, k)), out, k)
 
 
 def test_powers_are_exact_to_two_units_in_the_last_place():

@@ -7,7 +7,7 @@ depends on its span of rows alone, and not on which thread makes the call; no [E
 A row's edges are gone through once for each piece of a vector's width, with what is summed over them in the
 processor's registers: ``_Vector`` is such a piece. What a compiler makes of a plain loop over the width reads
 and writes those sums once an edge. So the width is cut into pieces of 128 numbers, the rest into pieces of
-64, of 16, then of one. What a row has for each edge lies side by side in scratch meanwhile; a sum over a
+64, 32 and 16, then of one. What a row has for each edge lies side by side in scratch meanwhile; a sum over a
 vector stays sixteen numbers there until those of sixteen edges become their sums together.
 
 GATv2's forward pass keeps a bit a number, whether z is positive, and no z: with it the gradients need no
@@ -168,7 +168,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 _FAST = ("reassoc", "contract", "nsz")
-_WIDE, _NARROW = 64, 16
+_NARROW = 16
 _U = np.uint64
 """Of an index that is never negative: one that could be costs a loop its vector instructions."""
 
@@ -188,7 +188,7 @@ def _zeros(lanes: int) -> Callable[..., Any]:
     return _operation(zeros)
 
 
-_double, _wide, _narrow, _single = (_zeros(lanes) for lanes in (2 * _WIDE, _WIDE, _NARROW, 1))
+_of_128, _of_64, _of_32, _of_16, _of_1 = map(_zeros, (128, 64, 32, _NARROW, 1))
 
 
 @_operation
@@ -1049,17 +1049,20 @@ def _pieces(work: Any, heads: int, width: int, array: Reals, given: Any) -> None
     """``work`` for each piece of each head: it gets zeros as wide as that, the head, and its place there."""
     for h in range(heads):
         c = 0
-        while c + 2 * _WIDE <= width:
-            work(_double(array), h, c, given)
-            c += 2 * _WIDE
-        while c + _WIDE <= width:
-            work(_wide(array), h, c, given)
-            c += _WIDE
-        while c + _NARROW <= width:
-            work(_narrow(array), h, c, given)
-            c += _NARROW
+        while c + 128 <= width:
+            work(_of_128(array), h, c, given)
+            c += 128
+        while c + 64 <= width:
+            work(_of_64(array), h, c, given)
+            c += 64
+        while c + 32 <= width:
+            work(_of_32(array), h, c, given)
+            c += 32
+        while c + 16 <= width:
+            work(_of_16(array), h, c, given)
+            c += 16
         while c < width:
-            work(_single(array), h, c, given)
+            work(_of_1(array), h, c, given)
             c += 1
 
 
@@ -1151,7 +1154,7 @@ def _set_places(at: Integers, other: Integers, begin: Any, size: Any, stride: in
 @inlined
 def _softmax(score: Reals, first: int, size: Any) -> None:
     """Of ``size`` numbers from ``first`` on; what lies beyond them is there to be overwritten."""
-    zero, at = _narrow(score), _U(first)
+    zero, at = _of_16(score), _U(first)
     lowest, total = _spread(zero, -np.inf), zero
     highest = lowest
     for k in range(_U(0), size, _U(_NARROW)):
@@ -1173,7 +1176,7 @@ def _clipped_powers(score: Reals, first: Any, size: Any, clip: Any) -> Any:
 
     NaN stays NaN. What lies beyond those numbers is there to be overwritten.
     """
-    zero = _narrow(score)
+    zero = _of_16(score)
     clips, total = _spread(zero, clip), zero
     for k in range(_U(0), size, _U(_NARROW)):
         score_k = _load(zero, score, first + k)
